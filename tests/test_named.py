@@ -97,7 +97,7 @@ def test_the_section_is_left_as_it_was(module):
     (
       dict(name='adamv'),
       "config.optimizer.name: unknown function 'adamv'; did you mean 'adamw'?"
-      '; made has adamw',
+      ' made has adamw',
     ),
     (dict(name='_private'), "unknown function '_private'. made has adamw"),
     (dict(name='loads'), "unknown function 'loads'. made has adamw"),
