@@ -282,10 +282,12 @@ def pip(archive):
     extra = [f'--with={name}' for name in wanted[1:]]
     python = f'--python={sys.executable}'
     return [uv, 'tool', 'run', '--quiet', python, *extra, 'pip']
+  commands = [f'{sys.executable} -m ensurepip'] * ('pip' in missing)
+  if others := [name for name in missing if name != 'pip']:
+    commands.append(f'{sys.executable} -m pip install {" ".join(others)}')
   raise RuntimeError(
-    f'downloading {archive.package} needs {", ".join(missing)} in the '
-    f'environment of {sys.executable}. Install: {sys.executable} -m ensurepip; '
-    f'{sys.executable} -m pip install {" ".join(wanted)}'
+    f'downloading {archive.package} needs {", ".join(missing)} in this '
+    f'environment, or uv on the PATH. To mend it:\n  ' + '\n  '.join(commands)
   )
 
 
