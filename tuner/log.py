@@ -1,0 +1,431 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard, a progress line.
+
+metrics.jsonl is the record that the rest of the program reads: one JSON object
+a line, no step twice. A run resumed from step k first cuts off what was logged
+after k, and a line torn by a kill. JSON has no NaN: numbers that are not
+finite are written as the strings 'nan', 'inf' and '-inf', which Python's
+float() reads back. Everything shown on a terminal is stripped of control
+characters, as a model or a data set may have written it.
+"""
+
+import importlib
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import time
+import unicodedata
+
+import numpy as np
+import tqdm
+
+PLAIN_INTERVAL_S = 5.0
+
+
+class Log:
+  """Writes the metrics of a run; a context manager.
+
+  writers: names out of WRITERS. resumed: the step that the run goes on from,
+  None for a run from its start. Only process 0 writes. `now` is the clock,
+  in seconds. stream: where progress goes, stderr by default: one line redrawn
+  on a terminal, else a line at most every 5 s, and always the last one.
+  """
+
+  def __init__(
+    self,
+    workdir,
+    writers=('jsonl', 'tensorboard'),
+    total_steps=None,
+    resumed=None,
+    process=0,
+    stream=None,
+    now=time.monotonic,
+  ):
+    names = writers if process == 0 else ()
+    for name in names:
+      if name not in WRITERS:
+        raise ValueError(f'log writer {name!r}: there are {", ".join(WRITERS)}')
+    self._progress = None
+    if process == 0:
+      self._progress = _progress(stream or sys.stderr, total_steps, now)
+    self._writers = [WRITERS[n](pathlib.Path(workdir), resumed) for n in names]
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for part in [*self._writers, self._progress]:
+      if part is not None:
+        part.close()
+
+  def write(self, step, metrics):
+    """Logs the training metrics of one step: numbers, 0-d arrays or text."""
+    if self._progress is None:
+      return
+    line = {'step': int(step)} | _plain(metrics)
+    for writer in self._writers:
+      writer.write(line)
+    self._progress.write(line)
+
+  def write_eval(self, step, suite, metric, value, n, low, high):
+    """Logs a held-out score with its count and its 95 % interval.
+
+    A score that a resumed run computes again for the very step that it was
+    resumed from is written once.
+    """
+    if self._progress is None:
+      return
+    numbers = {'value': value, 'n': n, 'low': low, 'high': high}
+    line = {'step': int(step), 'eval': suite, 'metric': metric}
+    line |= _plain(numbers)
+    for writer in self._writers:
+      writer.write_eval(line)
+    value, low, high = (_number(line[k]) for k in ('value', 'low', 'high'))
+    self.say(
+      f'step {step} {suite} {metric} {value} [{low}, {high}] n={line["n"]}'
+    )
+
+  def say(self, text):
+    """Shows one line above the progress line, without control characters."""
+    if self._progress is not None:
+      self._progress.say(clean(text))
+
+
+class Jsonl:
+  """Appends to workdir/metrics.jsonl, each line at once."""
+
+  def __init__(self, workdir, resumed):
+    path = workdir / 'metrics.jsonl'
+    self._steps, self._evals = cut(path, resumed)
+    self._file = open(path, 'ab')
+
+  def write(self, line):
+    assert line['step'] not in self._steps, f'step {line["step"]} logged twice'
+    self._steps.add(line['step'])
+    self._append(line)
+
+  def write_eval(self, line):
+    key = _eval_key(line)
+    if key not in self._evals:
+      self._evals.add(key)
+      self._append(line)
+
+  def _append(self, line):
+    # allow_nan: _plain has turned every NaN into text; hold it to that.
+    self._file.write(json.dumps(line, allow_nan=False).encode() + b'\n')
+    self._file.flush()
+
+  def close(self):
+    os.fsync(self._file.fileno())
+    self._file.close()
+
+
+class TensorBoard:
+  """Writes workdir/tensorboard through tensorboardX."""
+
+  def __init__(self, workdir, resumed):
+    module = _optional('tensorboardX', 'tensorboardX')
+    # It warns at every NaN, through the progress line.
+    logging.getLogger('tensorboardX.x2num').setLevel(logging.ERROR)
+    # purge_step hides what an earlier, killed run logged after that step.
+    self._writer = module.SummaryWriter(
+      str(workdir / 'tensorboard'),
+      purge_step=0 if resumed is None else resumed + 1,
+      # Event files are named after the second: two of one must not meet.
+      filename_suffix=f'.after{resumed}',
+      flush_secs=10,
+    )
+
+  def write(self, line):
+    for key, value in _numbers(line).items():
+      self._writer.add_scalar(f'train/{key}', value, line['step'])
+
+  def write_eval(self, line):
+    key = f'{line["eval"]}/{line["metric"]}'
+    self._writer.add_scalar(key, float(line['value']), line['step'])
+
+  def close(self):
+    self._writer.close()
+
+
+class Board:
+  """Writes to a service with the interface of Weights & Biases.
+
+  The run is named after the workdir, so that resuming goes on with it.
+  """
+
+  def __init__(self, name, workdir, resumed):
+    self._module = _optional(name, f'tuner[{name}]')
+    run = workdir.absolute().name
+    self._module.init(
+      project='tuner',
+      name=run,
+      resume='never' if resumed is None else 'allow',
+      **({'id': run, 'dir': str(workdir)} if name == 'wandb' else {}),
+    )
+
+  def write(self, line):
+    self._module.log(_numbers(line), step=line['step'])
+
+  def write_eval(self, line):
+    key = f'{line["eval"]}/{line["metric"]}'
+    values = {f'{key}/{k}': line[k] for k in ('value', 'low', 'high', 'n')}
+    self._module.log(_numbers(values), step=line['step'])
+
+  def close(self):
+    self._module.finish()
+
+
+WRITERS = {
+  'jsonl': Jsonl,
+  'tensorboard': TensorBoard,
+  'wandb': lambda workdir, resumed: Board('wandb', workdir, resumed),
+  'trackio': lambda workdir, resumed: Board('trackio', workdir, resumed),
+}
+
+
+def cut(path, resumed):
+  """Removes from a metrics file what a run resumed at that step writes again.
+
+  resumed None: everything. Lines that are no JSON object go as well: a kill
+  tears the last one. Returns the steps that have a training line, and the
+  keys of the evaluation lines of step `resumed`.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = path.read_bytes() if path.exists() else b''
+  kept, steps, evals = [], set(), set()
+  for row in text.splitlines(keepends=True):
+    line = _parse(row)
+    if line is None or resumed is None or line['step'] > resumed:
+      continue
+    kept.append(row)
+    if 'eval' in line:
+      evals.add(_eval_key(line))
+    else:
+      steps.add(line['step'])
+  if b''.join(kept) != text:
+    tmp = path.with_name(f'.{path.name}.tmp')
+    with open(tmp, 'wb') as file:
+      file.writelines(kept)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(tmp, path)
+  return steps, evals
+
+
+def _parse(row):
+  """The line as a dict, or None: torn, or not one of ours."""
+  try:
+    line = json.loads(row)
+  except ValueError:
+    return None
+  is_ours = isinstance(line, dict) and isinstance(line.get('step'), int)
+  return line if is_ours and row.endswith(b'\n') else None
+
+
+def _eval_key(line):
+  return line['step'], line['eval'], line.get('metric')
+
+
+def progress_line(line, total_steps=None, eta_s=None):
+  """Step, loss, lr, gradient norm, tokens a second (trained) and time left.
+
+  At most 79 columns: it sheds words where numbers are long. Keys that a run
+  does not have are left out.
+  """
+  of = '' if total_steps is None else f'/{total_steps}'
+  step = f'{line["step"]}{of}'
+  parts = [
+    f'{name} {_number(line[key], digits)}'
+    for name, key, digits in (
+      ('loss', 'loss', 4),
+      ('lr', 'learning_rate', 2),
+      ('grad', 'grad_norm', 3),
+    )
+    if key in line
+  ]
+  if 'tokens_per_second' in line:
+    parts.append(f'tok/s {_count(line["tokens_per_second"])}')
+    trained = _trained_per_second(line)
+    if trained is not None:
+      parts.append(f'({_count(trained)} trained)')
+  if eta_s is not None:
+    parts.append(f'eta {_duration(eta_s)}')
+  text = clean(' '.join([f'step {step}', *parts]))
+  if len(text) > 79:
+    text = clean(' '.join([step, *parts])).replace(' trained)', ')')
+  return text[:79]
+
+
+def clean(text):
+  """`text` on one line without control, bidi and other invisible characters."""
+  return ''.join(
+    ' '
+    if c in '\n\t'
+    else ''
+    if unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Co', 'Zl', 'Zp')
+    else c
+    for c in str(text)
+  )
+
+
+class _Clock:
+  """The time left, judged by the steps after the first, which compiles."""
+
+  def __init__(self, total_steps, now):
+    self.total_steps = total_steps
+    self._now = now
+    self._first = None
+
+  def eta_s(self, step):
+    if self._first is None:
+      self._first = step, self._now()
+    first, start = self._first
+    if self.total_steps is None or step <= first:
+      return None
+    seconds = (self._now() - start) / (step - first)
+    return max(0, self.total_steps - step) * seconds
+
+
+class _Terminal:
+  """One line that is redrawn, at most ten times a second."""
+
+  def __init__(self, stream, total_steps, now):
+    self._clock = _Clock(total_steps, now)
+    self._stream = stream
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      file=stream,
+      bar_format='{desc} {bar}',
+      dynamic_ncols=True,
+      leave=True,
+    )
+    self._bar.set_description_str('compiling')
+
+  def write(self, line):
+    eta_s = self._clock.eta_s(line['step'])
+    text = progress_line(line, self._clock.total_steps, eta_s)
+    self._bar.set_description_str(text, refresh=False)
+    self._bar.update(line['step'] - self._bar.n)
+
+  def say(self, text):
+    self._bar.write(text, file=self._stream)
+
+  def close(self):
+    self._bar.refresh()
+    self._bar.close()
+
+
+class _Lines:
+  """Plain lines: the first, one every 5 s, and the last."""
+
+  def __init__(self, stream, total_steps, now):
+    self._clock = _Clock(total_steps, now)
+    self._now = now
+    self._stream = stream
+    self._shown = -math.inf
+    self._waiting = None
+
+  def write(self, line):
+    eta_s = self._clock.eta_s(line['step'])
+    self._waiting = progress_line(line, self._clock.total_steps, eta_s)
+    if self._now() - self._shown >= PLAIN_INTERVAL_S:
+      self._show()
+
+  def _show(self):
+    self.say(self._waiting)
+    self._waiting = None
+    self._shown = self._now()
+
+  def say(self, text):
+    print(text, file=self._stream, flush=True)
+
+  def close(self):
+    if self._waiting is not None:
+      self._show()
+
+
+def _progress(stream, total_steps, now):
+  kind = _Terminal if stream.isatty() else _Lines
+  return kind(stream, total_steps, now)
+
+
+def _optional(module, package):
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(
+      f"log writer {module!r} is not installed: pip install '{package}', or "
+      'leave it out of the config'
+    ) from error
+
+
+def _plain(metrics):
+  """Values that JSON has: Python numbers, text in place of NaN and inf."""
+  plain = {}
+  for key, value in metrics.items():
+    if not isinstance(value, str | bool | int | float | None):
+      if np.size(value) != 1 or not hasattr(value, 'dtype'):
+        raise ValueError(
+          f'metric {key!r} is {type(value).__name__} of shape '
+          f'{np.shape(value)}; a log takes numbers and text'
+        )
+      value = np.asarray(value).item()
+    if isinstance(value, float) and not math.isfinite(value):
+      value = str(value)
+    plain[key] = value
+  return plain
+
+
+def _numbers(line):
+  """{key: float} of all but the step and texts; 'nan' becomes NaN again."""
+  numbers = {}
+  for key, value in line.items():
+    if value in ('nan', 'inf', '-inf') or (
+      isinstance(value, int | float) and key != 'step'
+    ):
+      numbers[key] = float(value)
+  return numbers
+
+
+def _trained_per_second(line):
+  """Target tokens a second, from their share of all tokens if not given."""
+  if 'target_tokens_per_second' in line:
+    return line['target_tokens_per_second']
+  if 'target_tokens' in line and line.get('tokens'):
+    return float(line['tokens_per_second']) * (
+      line['target_tokens'] / line['tokens']
+    )
+  return None
+
+
+def _number(value, digits=4):
+  """That many significant digits, or 1.2e-05 where it is shorter."""
+  value = float(value)
+  if value == 0 or 1e-3 <= abs(value) < 10**digits or not math.isfinite(value):
+    return f'{value:.{digits}g}'
+  return f'{value:.1e}'
+
+
+def _count(value):
+  """Three digits and a unit: 987, 1.23k, 45.6M."""
+  value = float(value)
+  for unit in ('', 'k', 'M', 'G'):
+    if not abs(value) >= 999.5:
+      return f'{value:.3g}{unit}'
+    value /= 1000
+  return f'{value:.3g}T'
+
+
+def _duration(seconds):
+  """12s, 5m03s, 7h09m, 3d04h."""
+  minutes, s = divmod(round(seconds), 60)
+  hours, m = divmod(minutes, 60)
+  days, h = divmod(hours, 24)
+  if days:
+    return f'{days}d{h:02}h'
+  if hours:
+    return f'{h}h{m:02}m'
+  return f'{m}m{s:02}s' if m else f'{s}s'
