@@ -1,0 +1,94 @@
+"""The mesh and the one table from letters to mesh axes.
+
+Parallelism is a mesh, never a second recipe: every array's sharding follows
+from its dims. `data` and `fsdp` divide the batch; `fsdp` divides each weight
+along D, `tensor` along its heads, mlp or vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+from absl import logging
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ('data', 'fsdp', 'tensor')
+RULES = {
+  'B': ('data', 'fsdp'),
+  'D': 'fsdp',
+  'N': 'tensor',
+  'K': 'tensor',
+  'F': 'tensor',
+  'V': 'tensor',
+}
+# Activations keep D whole: their batch already uses the fsdp axis.
+ACTIVATION_RULES = {'B': ('data', 'fsdp')}
+
+
+def make(data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+  """A mesh over all devices; one axis may be -1, "what is left".
+
+  Raises ValueError when the sizes do not multiply to the number of devices.
+  """
+  sizes = [data, fsdp, tensor]
+  devices = jax.device_count()
+  known = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if math.prod(sizes) != devices or min(sizes) < 1:
+    raise ValueError(
+      f'config.mesh: data={data}, fsdp={fsdp}, tensor={tensor} does not '
+      f'multiply to the {devices} devices here.'
+    )
+  kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(sizes, AXES, axis_types=kinds)
+
+
+def spec(dims: str, rules: Mapping = RULES) -> P:
+  """The partition of an array of these dims; unnamed letters replicate."""
+  return P(*(rules.get(letter) for letter in dims))
+
+
+def sharding(
+  mesh: jax.sharding.Mesh, dims: str, shape: tuple[int, ...], name: str = ''
+) -> NamedSharding:
+  """The sharding of a weight; a dim that does not divide is replicated.
+
+  Says so in one log line when `name` is given.
+  """
+  entries = []
+  for letter, size in zip(dims, shape, strict=True):
+    axes = RULES.get(letter)
+    parts = _parts(mesh, axes)
+    if size % parts:
+      if name:
+        logging.info(
+          '%s: %s = %d does not divide by %s = %d; replicated.',
+          name, letter, size, axes, parts,
+        )  # fmt: skip
+      axes = None
+    entries.append(axes)
+  return NamedSharding(mesh, P(*entries))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
+  """Of a batch [A, B, ...]: micro-batches whole, rows divided."""
+  return NamedSharding(mesh, P(None, RULES['B'], *(None,) * (ndim - 2)))
+
+
+def constrain(x: jax.Array, dims: str) -> jax.Array:
+  """x held to its activation sharding in the mesh set by jax.set_mesh.
+
+  Without a mesh, or with rows that do not divide, x as it is.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or x.shape[0] % _parts(mesh, RULES['B']):
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(dims, ACTIVATION_RULES))
+
+
+def _parts(mesh, axes) -> int:
+  """How many parts the named mesh axes make."""
+  names = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(mesh.shape[name] for name in names)

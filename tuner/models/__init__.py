@@ -1,0 +1,1 @@
+"""Models: Flax NNX modules as plain pytrees; they know nothing of training."""

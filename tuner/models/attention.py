@@ -1,0 +1,110 @@
+"""Attention: a plain one for cached decoding, a banded one for packed rows.
+
+A query sees the keys of its own segment, at or before its own place, at most
+`window` back. `reach` is a static bound on how far back any query looks: the
+model's window or the longest packed example, whichever is less. With it only
+the blocks of keys within reach are ever multiplied, so that time and memory
+are linear in the row's length.
+"""
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # Finite, so that a fully masked row stays free of NaN.
+
+
+def weighted_values(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+  """Softmax attention, scores in float32; N / K queries share a key head.
+
+  mask_BTS is True where the query sees the key. Returns out_BTNH.
+  """
+  batch, length, heads, size = q_BTNH.shape
+  groups = heads // k_BSKH.shape[2]
+  q_BTKGH = q_BTNH.reshape(batch, length, -1, groups, size) * size**-0.5
+  scores = jnp.einsum(
+    'BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+  )
+  scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
+  probs = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
+  out_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', probs, v_BSKH)
+  return out_BTKGH.reshape(q_BTNH.shape)
+
+
+def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=None, reach=None):
+  """Causal attention within segments.
+
+  window: a query sees itself and the window - 1 tokens before it; None: all.
+  reach: a promise that no segment is longer than this many tokens.
+  """
+  length = q_BTNH.shape[1]
+  reach = min(r for r in (window, reach, length) if r)
+  block = block_size(reach)
+  back = -(-(reach - 1) // block)
+  if (back + 1) * block >= length:
+    mask = _sees(segments_BT, segments_BT, 0, window)
+    return weighted_values(q_BTNH, k_BTKH, v_BTKH, mask)
+  pad = -length % block
+  q, k, v = (
+    jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
+    for x in (q_BTNH, k_BTKH, v_BTKH)
+  )
+  segments = jnp.pad(segments_BT, ((0, 0), (0, pad)))
+  mask = _sees(
+    _blocks(segments, block), _reachable(segments, block, back), back * block,
+    window,
+  )
+  out = weighted_values(
+    _blocks(q, block), _reachable(k, block, back), _reachable(v, block, back),
+    mask,
+  )
+  return out.reshape(q.shape)[:, :length]
+
+
+def block_size(reach: int) -> int:
+  """Queries a block: a power of two, 64 to 512, about the reach.
+
+  Blocks of about the reach read two blocks of keys each; smaller ones waste
+  less of the products and more on small ones.
+  """
+  return min(512, max(64, 1 << (reach - 1).bit_length() - 1))
+
+
+def _blocks(x, block):
+  """[B, T, ...] -> [B * T/block, block, ...]."""
+  return x.reshape(-1, block, *x.shape[2:])
+
+
+def _reachable(x, block, back):
+  """Each block's keys and those of the `back` blocks before it.
+
+  [B, T, ...] -> [B * T/block, (back + 1) * block, ...]; blocks before the
+  row's start are zeros, which is the segment of padding.
+  """
+  batch, length = x.shape[:2]
+  x = x.reshape(batch, length // block, block, *x.shape[2:])
+  wide = jnp.pad(x, ((0, 0), (back, 0)) + ((0, 0),) * (x.ndim - 2))
+  shifted = [wide[:, i : i + length // block] for i in range(back + 1)]
+  x = jnp.concatenate(shifted, axis=2)
+  return x.reshape(-1, (back + 1) * block, *x.shape[3:])
+
+
+def _sees(segments_BT, segments_BS, offset, window):
+  """mask_BTS: same segment, key at or before the query, within the window.
+
+  offset: the index among the keys of the first query.
+  """
+  t = jnp.arange(segments_BT.shape[1])[:, None] + offset
+  s = jnp.arange(segments_BS.shape[1])[None, :]
+  near = (s <= t) if window is None else (s <= t) & (t - s < window)
+  return near & (segments_BT[:, :, None] == segments_BS[:, None, :])
+
+
+def cached(q_BTNH, k_BSKH, v_BSKH, positions_BT, window=None):
+  """Attention over a cache whose slot s holds the key of position s.
+
+  Slots after a query's position are unwritten or stale, and unseen.
+  """
+  s = jnp.arange(k_BSKH.shape[1])[None, None, :]
+  t = positions_BT[:, :, None]
+  mask_BTS = (s <= t) if window is None else (s <= t) & (t - s < window)
+  return weighted_values(q_BTNH, k_BSKH, v_BSKH, mask_BTS)

@@ -1,0 +1,64 @@
+"""What an objective sees of a model: `.logprobs(batch)` and `.logits(batch)`."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tuner.models import decoder
+from tuner.models import logprobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A filled decoder and how to run it over a batch of packed rows.
+
+  batch holds tokens, mask, positions and segments, [..., T] with any leading
+  axes ([B, T], or [B, C, T] for pairs).
+  reach: a bound on the length of a segment, in tokens (attention.packed).
+  remat: what the backward pass computes again, see decoder.REMAT.
+  chunk: tokens a row that meet the head at a time.
+  """
+
+  model: decoder.Decoder
+  reach: int | None = None
+  remat: str = 'none'
+  chunk: int = 128
+
+  def hidden(self, batch: dict[str, jax.Array]) -> jax.Array:
+    """The last hidden states, [rows, T, D], leading axes made one."""
+    rows = {k: _rows(batch[k]) for k in ('tokens', 'positions', 'segments')}
+    window = self.model.config.window
+    attend = decoder.attend_packed(rows['segments'], window, self.reach)
+    x_BTD, _ = self.model(
+      rows['tokens'], rows['positions'], attend, remat=self.remat
+    )
+    return x_BTD
+
+  def logprobs(self, batch: dict[str, jax.Array]) -> jax.Array:
+    """float32 log p of each token given those before it, shaped as tokens.
+
+    0 where batch['mask'] is 0: those are not computed. The first token of a
+    row has no prediction and 0.
+    """
+    tokens_BT, mask_BT = _rows(batch['tokens']), _rows(batch['mask'])
+    x_BTD = self.hidden(batch)
+    out = logprobs.logprobs(
+      functools.partial(decoder.head_logits, tied=self.model.config.tied),
+      self.model.head_weight(),
+      x_BTD[:, :-1],
+      tokens_BT[:, 1:],
+      mask_BT[:, 1:],
+      self.chunk,
+    )
+    return jnp.pad(out, ((0, 0), (1, 0))).reshape(batch['tokens'].shape)
+
+  def logits(self, batch: dict[str, jax.Array]) -> jax.Array:
+    """float32 [..., T, V]: the prediction after each token. Large."""
+    out = self.model.logits(self.hidden(batch))
+    return out.reshape(*batch['tokens'].shape, -1)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+  return x.reshape(-1, x.shape[-1])
