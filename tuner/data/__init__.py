@@ -1,0 +1,1 @@
+"""Rows of text to packed token batches, in numpy alone."""

@@ -1,0 +1,101 @@
+"""Training and held-out rows, told apart by a hash of the prompt.
+
+A row's side depends on its own prompt alone, so it never changes when other
+rows come or go, and rows whose prompts are the same after normalising land on
+one side. The system message is left out: a new one must not reshuffle.
+"""
+
+import hashlib
+import json
+import re
+import typing
+import unicodedata
+
+
+class Split(typing.NamedTuple):
+  """Three lists of rows."""
+
+  train: list
+  dev: list
+  test: list
+
+
+def split(rows, test=0.1, dev=0.0, ignore=None):
+  """Split(train, dev, test): about these fractions, by hash of the prompt.
+
+  `ignore` is a regular expression; what it matches is left out of the prompt
+  before hashing ('[0-9]' keeps addresses that differ in a number together).
+  Raises ValueError where a wanted side comes out empty.
+  """
+  for name, fraction in (('test', test), ('dev', dev)):
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+      raise ValueError(
+        f'split.{name} is {fraction!r}; wanted: a number in [0, 1)'
+      )
+    if not 0 <= fraction < 1:
+      raise ValueError(
+        f'split.{name} is {fraction}; wanted: a number in [0, 1)'
+      )
+  if not test + dev < 1:
+    raise ValueError(
+      f'split.test {test} + split.dev {dev} leaves nothing to train on; '
+      'wanted: a sum below 1'
+    )
+  pattern = _compile(ignore)
+  sides = Split([], [], [])
+  for row in rows:
+    place = position(row, pattern)
+    side = 2 if place < test else 1 if place < test + dev else 0
+    sides[side].append(row)
+  wanted = {'train': 1 - test - dev, 'dev': dev, 'test': test}
+  for name, fraction in wanted.items():
+    if fraction and not getattr(sides, name):
+      raise ValueError(
+        f'split.{name} {fraction:g} of {len(rows)} rows came out empty; '
+        'wanted: more rows, or another fraction'
+      )
+  return sides
+
+
+def position(row, ignore=None):
+  """The row's place in [0, 1), a function of its normalised prompt."""
+  turns = [
+    (message['role'], normalise(message['content'], ignore))
+    for message in row.prompt
+    if message['role'] != 'system'
+  ]
+  # 53 bits are what a float in [0, 1) holds exactly.
+  return (int.from_bytes(_sha256(turns)[:8], 'big') >> 11) / 2**53
+
+
+def normalise(text, ignore=None):
+  """Text by which near-duplicates are the same; `ignore` is a pattern."""
+  text = unicodedata.normalize('NFKC', text)
+  if ignore is not None:
+    text = re.sub(ignore, '', text)
+  text = unicodedata.normalize('NFKC', text.casefold())
+  return ' '.join(text.split())
+
+
+def digest(rows):
+  """sha256 hex of the rows' messages, whatever their order and file."""
+  total = hashlib.sha256()
+  for part in sorted(_sha256(row.messages) for row in rows):
+    total.update(part)
+  return total.hexdigest()
+
+
+def _sha256(value):
+  text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+  return hashlib.sha256(text.encode()).digest()
+
+
+def _compile(ignore):
+  if ignore is None:
+    return None
+  try:
+    return re.compile(ignore)
+  except (re.error, TypeError) as error:
+    raise ValueError(
+      f'split.ignore is {ignore!r} ({error}); wanted: a regular expression'
+    ) from None
