@@ -1,0 +1,1 @@
+"""What a model is worth: scores of its text, and how sure they are."""

@@ -1,0 +1,123 @@
+"""Scores of one generated text against its reference, each from 0 to 1.
+
+A metric is a function `(prediction, reference) -> float`. Every reference
+scores 1 against itself, and one that a metric cannot score raises ValueError:
+so scoring the references against themselves, before anything is trained, finds
+the unfit ones. Of a prediction nothing is asked: text that is no JSON scores 0.
+"""
+
+import json
+import math
+from typing import Any
+
+
+def exact(prediction: str, reference: str) -> float:
+  """1 where the texts are equal, white space at their ends aside."""
+  return float(prediction.strip() == reference.strip())
+
+
+def contains(prediction: str, reference: str) -> float:
+  """1 where the reference stands somewhere in the prediction.
+
+  White space at the reference's ends is left out. An empty reference is
+  contained in an empty prediction only.
+  """
+  wanted = reference.strip()
+  if not wanted:
+    return float(not prediction.strip())
+  return float(wanted in prediction)
+
+
+def json_valid(prediction: str, reference: str) -> float:
+  """1 where the prediction is one JSON value (RFC 8259) and nothing else.
+
+  Not valid: a key twice in an object, NaN, Infinity, a number too large for
+  a double, text before or after. The reference is not looked at.
+  """
+  del reference
+  return float(_parsed(prediction) is not _INVALID)
+
+
+def json_equal(prediction: str, reference: str) -> float:
+  """1 where both are the same JSON value, the order of keys aside.
+
+  Numbers are equal by value (1 is 1.0), and never equal to true or false.
+
+  Raises:
+    ValueError: the reference is not valid JSON.
+  """
+  return float(_parsed(prediction) == _wanted(reference))
+
+
+def field_f1(prediction: str, reference: str) -> float:
+  """F1 of the prediction's fields: 2 shared / (predicted + wanted).
+
+  A field is a key and its whole value, as `json_equal` compares them. 0 where
+  the prediction is no JSON object; 1 where both objects are empty.
+
+  Raises:
+    ValueError: the reference is not a valid JSON object.
+  """
+  wanted = _wanted(reference)
+  if not isinstance(wanted, dict):
+    raise ValueError(f'the reference is no JSON object: {reference[:80]!r}')
+  found = _parsed(prediction)
+  if not isinstance(found, dict):
+    return 0.0
+  if not found and not wanted:
+    return 1.0
+  shared = sum(key in found and found[key] == wanted[key] for key in wanted)
+  return 2 * shared / (len(found) + len(wanted))
+
+
+_INVALID = object()
+
+
+def _wanted(reference: str) -> Any:
+  value = _parsed(reference)
+  if value is _INVALID:
+    raise ValueError(f'the reference is no valid JSON: {reference[:80]!r}')
+  return value
+
+
+def _parsed(text: str) -> Any:
+  """The JSON value, in a form in which == is equality of JSON values."""
+  try:
+    return _comparable(
+      json.loads(
+        text,
+        object_pairs_hook=_unique,
+        parse_constant=_refuse,
+        parse_float=_finite,
+      )
+    )
+  except (ValueError, RecursionError):  # deep nesting, of a model that loops
+    return _INVALID
+
+
+def _comparable(value: Any) -> Any:
+  if isinstance(value, bool):
+    return (value,)  # equal to no number, and JSON has no tuples
+  if isinstance(value, list):
+    return [_comparable(v) for v in value]
+  if isinstance(value, dict):
+    return {k: _comparable(v) for k, v in value.items()}
+  return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  made = dict(pairs)
+  if len(made) < len(pairs):
+    raise ValueError('a key twice')
+  return made
+
+
+def _finite(number: str) -> float:
+  value = float(number)
+  if not math.isfinite(value):
+    raise ValueError('too large for a double')
+  return value
+
+
+def _refuse(name: str) -> Any:
+  raise ValueError(f'{name} is not JSON')
