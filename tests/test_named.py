@@ -214,6 +214,28 @@ def test_misfits(annotation, value):
     named.fill(function, dict(x=value))
 
 
+def test_a_plain_default_says_the_type_where_no_annotation_does():
+  def dpo(policy, batch, beta=0.1, label=None):
+    return policy, batch, beta, label
+
+  takes = ('policy', 'batch')
+  assert named.fill(dpo, dict(beta=1), takes=takes)('p', 'b')[2] == 1.0
+  assert named.fill(dpo, dict(label=3), takes=takes)('p', 'b')[3] == 3
+  with pytest.raises(
+    ValueError, match=r"config.beta: '1' \(str\), wanted float"
+  ):
+    named.fill(dpo, dict(beta='1'), takes=takes)
+
+
+def test_an_annotation_that_does_not_evaluate_accepts_all():
+  def function(x: 'NoSuchName' = 1, y=2):  # noqa: F821
+    return x, y
+
+  assert named.fill(function, dict(x='a'))() == ('a', 2)
+  with pytest.raises(ValueError, match='wanted int'):
+    named.fill(function, dict(y='a'))
+
+
 def test_existing_path(tmp_path, monkeypatch):
   (tmp_path / 'train.jsonl').write_text('{}')
   monkeypatch.setenv('HOME', str(tmp_path))

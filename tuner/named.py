@@ -234,11 +234,19 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _hints(function: Callable) -> dict[str, Any]:
-  """Annotations by parameter; none of them where one does not evaluate."""
+  """Annotations by parameter, or else the types of plain defaults.
+
+  No annotations at all where one of them does not evaluate.
+  """
+  plain = {
+    k: type(p.default)
+    for k, p in inspect.signature(function).parameters.items()
+    if p.annotation is p.empty and type(p.default) in (bool, int, float, str)
+  }
   try:
-    return typing.get_type_hints(function)
+    return {**plain, **typing.get_type_hints(function)}
   except (NameError, TypeError, AttributeError):
-    return {}
+    return plain
 
 
 def _written(annotation) -> str:
