@@ -1,0 +1,173 @@
+"""An entry is whole or built again; what is read is what was built."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+
+from tuner.data import cache
+
+KEY = cache.key('a', 1)
+
+
+class Build:
+  """Counts how often it was asked."""
+
+  def __init__(self):
+    self.times = 0
+
+  def __call__(self):
+    self.times += 1
+    return {
+      'tokens': np.arange(1000, dtype=np.int32),
+      'mask': np.ones(1000, np.uint8),
+    }
+
+
+def check(arrays):
+  assert arrays.keys() == {'tokens', 'mask'}
+  for name, array in Build()().items():
+    assert arrays[name].dtype == array.dtype
+    np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_built_once(tmp_path):
+  build = Build()
+  for _ in range(3):
+    check(cache.cached(tmp_path / 'new' / 'folder', KEY, build))
+  assert build.times == 1
+  cache.cached(tmp_path / 'new' / 'folder', cache.key('b'), build)
+  assert build.times == 2
+  assert len(list((tmp_path / 'new' / 'folder').iterdir())) == 2
+
+
+def test_without_a_directory(tmp_path):
+  build = Build()
+  check(cache.cached(None, KEY, build))
+  check(cache.cached(None, KEY, build))
+  assert build.times == 2
+
+
+def test_cannot_be_written_through(tmp_path):
+  arrays = cache.cached(tmp_path, KEY, Build())
+  with pytest.raises(ValueError, match='read-only'):
+    arrays['tokens'][0] = 1
+
+
+def flip_a_bit(entry):
+  data = bytearray((entry / 'tokens.npy').read_bytes())
+  data[-1] ^= 1
+  (entry / 'tokens.npy').write_bytes(data)
+
+
+def zero(entry):
+  size = (entry / 'mask.npy').stat().st_size
+  (entry / 'mask.npy').write_bytes(bytes(size))
+
+
+def cut(entry):
+  os.truncate(entry / 'tokens.npy', 500)
+
+
+def delete(entry):
+  (entry / 'mask.npy').unlink()
+
+
+def swap(entry):
+  data = (entry / 'tokens.npy').read_bytes()
+  (entry / 'tokens.npy').write_bytes((entry / 'mask.npy').read_bytes())
+  (entry / 'mask.npy').write_bytes(data)
+
+
+def delete_manifest(entry):
+  (entry / 'manifest.json').unlink()
+
+
+def spoil_manifest(entry):
+  (entry / 'manifest.json').write_text('[1')
+
+
+def manifest_of_another_kind(entry):
+  (entry / 'manifest.json').write_text('[1]')
+
+
+def empty_manifest(entry):
+  (entry / 'manifest.json').write_text('{}')
+
+
+def empty(entry):
+  for path in entry.iterdir():
+    path.unlink()
+
+
+def become_a_file(entry):
+  empty(entry)
+  entry.rmdir()
+  entry.write_text('')
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    flip_a_bit,
+    zero,
+    cut,
+    delete,
+    swap,
+    delete_manifest,
+    spoil_manifest,
+    manifest_of_another_kind,
+    empty_manifest,
+    empty,
+    become_a_file,
+  ],
+)
+def test_damage_is_mended(damage, tmp_path):
+  build = Build()
+  cache.cached(tmp_path, KEY, build)
+  damage(tmp_path / KEY)
+  check(cache.cached(tmp_path, KEY, build))
+  check(cache.cached(tmp_path, KEY, build))
+  assert build.times == 2
+  assert [path.name for path in tmp_path.iterdir()] == [KEY]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+  def build():
+    raise ValueError('no')
+
+  with pytest.raises(ValueError, match='^no$'):
+    cache.cached(tmp_path, KEY, build)
+  assert not list(tmp_path.iterdir())
+
+
+def test_directory_that_cannot_be(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(RuntimeError) as error:
+    cache.cached(tmp_path / 'file', KEY, Build())
+  assert str(error.value) == (
+    f'{tmp_path / "file"}: the cache of tokens cannot be written '
+    '(File exists); mend it, or set another cache_dir'
+  )
+
+
+def work(directory, barrier):
+  barrier.wait()
+  for i in range(10):
+    check(cache.cached(directory, cache.key(i), Build()))
+
+
+def test_several_processes_at_once(tmp_path):
+  """All get the whole arrays, whoever is first."""
+  context = multiprocessing.get_context('fork')
+  barrier = context.Barrier(4)
+  workers = [
+    context.Process(target=work, args=(tmp_path, barrier)) for _ in range(4)
+  ]
+  for worker in workers:
+    worker.start()
+  for worker in workers:
+    worker.join(60)
+  assert [worker.exitcode for worker in workers] == [0] * 4
+  assert len(list(tmp_path.iterdir())) == 10
