@@ -9,6 +9,12 @@ token, and times steps from a TrainerCallback. Layouts of a batch:
   packed   TRL's best-fit-decreasing packing into rows of --tokens; padding
            free, with transformers' block-diagonal mask under sdpa
   padded   rows in random order, padded to the longest of the batch
+
+`grouped` is the default because it was the fastest (trl 1.16.0, torch 2.13.0,
+LoRA, two cores, one short run each): 164 real tokens/s against 99 for
+`packed`, whose dense mask makes every row attend over 1,024 tokens. With
+--compile no step had ended after 170 s of compiling (shapes differ from batch
+to batch), so it is off; `padded` and eager attention were not measured.
 """
 
 import argparse
