@@ -10,11 +10,11 @@ token, and times steps from a TrainerCallback. Layouts of a batch:
            free, with transformers' block-diagonal mask under sdpa
   padded   rows in random order, padded to the longest of the batch
 
-`grouped` is the default because it was the fastest (trl 1.16.0, torch 2.13.0,
-LoRA, two cores, one short run each): 164 real tokens/s against 99 for
-`packed`, whose dense mask makes every row attend over 1,024 tokens. With
---compile no step had ended after 170 s of compiling (shapes differ from batch
-to batch), so it is off; `padded` and eager attention were not measured.
+`grouped` is the default: in one run of three steps each (trl 1.16.0, torch
+2.13.0, LoRA, two cores that were not quite idle) it reached 164 real tokens/s
+and `packed`, whose dense mask makes every row attend over all 1,024 tokens,
+99. With --compile no step had ended after 170 s on busy cores (shapes differ
+from batch to batch). `padded` and eager attention were not measured.
 """
 
 import argparse
