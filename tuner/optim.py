@@ -246,14 +246,19 @@ def muon(
 
   A path in `matrix` is one matrix a layer, its input letters against its
   output letters; letters in neither (L, E) are a stack of matrices. Paths that
-  are not in it (norms, embeddings, the head) take Adam with b1, b2, eps.
+  are not in it, and those with a V (embeddings and the head, as Jordan found
+  better), take Adam with b1, b2, eps.
 
   Raises:
-    ValueError: `matrix` is empty, or names letters that `dims` has not.
+    ValueError: no path is left for Muon, or `matrix` names letters that `dims` has not.
   """
-  if not matrix:
+  axes = {
+    path: _axes(path, letters, *matrix[path])
+    for path, letters in dims.items()
+    if path in matrix and 'V' not in letters
+  }
+  if not axes:
     raise ValueError('config.optimizer: muon: no trained parameter is a matrix')
-  axes = {p: _axes(p, dims[p], *matrix[p]) for p in dims if p in matrix}
   orthogonal = optax.chain(
     optax.contrib.scale_by_muon(
       ns_steps=steps,
