@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tuner import checkpoint, stop
+from tuner import checkpoint, commits, rundir, stop
 
 FACTS = {'seed': 1, 'data': {'sha256': 'ab' * 32, 'rows': 10}, 'base': 'tiny'}
 
@@ -85,10 +85,10 @@ def like(state):
 
 def assert_same(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  b = checkpoint.leaves(b)
-  for path, x in checkpoint.leaves(a).items():
+  b = commits.leaves(b)
+  for path, x in commits.leaves(a).items():
     assert type(x) is type(b[path]), path
-    assert checkpoint.describe(x) == checkpoint.describe(b[path]), path
+    assert commits.describe(x) == commits.describe(b[path]), path
     if jnp.issubdtype(getattr(x, 'dtype', np.int32), jax.dtypes.prng_key):
       x, b[path] = jax.random.key_data(x), jax.random.key_data(b[path])
     assert np.asarray(x).tobytes() == np.asarray(b[path]).tobytes(), path
@@ -216,13 +216,13 @@ def test_the_record_is_complete(tmp_path):
 
 def test_hashing_does_not_block_and_the_next_save_waits(tmp_path, monkeypatch):
   go = threading.Event()
-  hash_file = checkpoint._hash_file
+  hash_file = commits._hash_file
 
   def slow(path):
     assert go.wait(20)
     return hash_file(path)
 
-  monkeypatch.setattr(checkpoint, '_hash_file', slow)
+  monkeypatch.setattr(commits, '_hash_file', slow)
   with opened(tmp_path) as checkpoints:
     checkpoints.save(1, small(1))  # returns, though no file can be hashed
     assert committed(tmp_path) == []
@@ -240,7 +240,7 @@ def test_an_error_of_the_thread_surfaces_once(tmp_path, monkeypatch, then):
   with pytest.raises(RuntimeError, match='committing step 1 failed: OSError'):
     with opened(tmp_path) as checkpoints:
       with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, '_write_record', fail)
+        patch.setattr(commits, 'write_record', fail)
         checkpoints.save(1, small(1))
         checkpoints._thread.join()
       if then != 'exit':
@@ -383,7 +383,7 @@ def test_each_changed_fact_is_refused_by_name(tmp_path, path):
 def test_the_table_of_facts():
   old, new = FACTS, FACTS | {'seed': 2, 'long': 'x' * 200}
   with pytest.raises(ValueError) as caught:
-    checkpoint.compare_facts(old | {'long': 'x' * 199 + 'y'}, new)
+    commits.compare_facts(old | {'long': 'x' * 199 + 'y'}, new)
   assert str(caught.value).splitlines() == [
     'this run is not the one that the checkpoint is of:',
     '  key  | checkpoint                             | now',
@@ -391,9 +391,9 @@ def test_the_table_of_facts():
     '  seed | 1                                      | 2',
     '--allow_change=key lets one through; or choose another workdir',
   ]
-  checkpoint.compare_facts(old, new, ['seed', 'long'])
+  commits.compare_facts(old, new, ['seed', 'long'])
   with pytest.raises(ValueError, match='allow_change=sede: no such fact'):
-    checkpoint.compare_facts(old, new, ['sede'])
+    commits.compare_facts(old, new, ['sede'])
 
 
 # Disks
@@ -695,28 +695,28 @@ def test_a_second_trainer_is_refused_by_name(zygote, tmp_path):
   pid = zygote.start('hold', tmp_path)
   wait_for(tmp_path / 'said', 'held')
   with pytest.raises(RuntimeError) as caught:
-    with checkpoint.lock(tmp_path):
+    with rundir.lock(tmp_path):
       pass
   assert str(caught.value).startswith(f'{tmp_path} is in use by pid {pid} on ')
   os.kill(pid, signal.SIGKILL)
   assert zygote.end() == -signal.SIGKILL
   for _ in range(2):  # the kernel released it, and so does leaving the block
-    with checkpoint.lock(tmp_path):
+    with rundir.lock(tmp_path):
       with pytest.raises(RuntimeError, match=f'pid {os.getpid()} on '):
-        with checkpoint.lock(tmp_path):
+        with rundir.lock(tmp_path):
           pass
 
 
 def test_a_forked_child_does_not_keep_the_lock(zygote, tmp_path):
   """The trainer is killed; the worker that it forked lives on."""
   pid = zygote.start('hold', tmp_path, forks=True)
-  wait_for(tmp_path / 'said', 'held')
-  orphan = int((tmp_path / 'said').read_text().split()[1])
+  wait_for(tmp_path / 'forked', '\n')
+  orphan = int((tmp_path / 'forked').read_text())
   os.kill(pid, signal.SIGKILL)
   assert zygote.end() == -signal.SIGKILL
   os.kill(orphan, 0)  # alive
   try:
-    with checkpoint.lock(tmp_path):
+    with rundir.lock(tmp_path):
       pass
   finally:
     os.kill(orphan, signal.SIGKILL)
@@ -742,7 +742,7 @@ def loop(workdir, name):
 def die(workdir, point):
   """Commits steps 1 to 3, then is killed at that point of saving step 4."""
   kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-  write_record = checkpoint._write_record
+  write_record = commits.write_record
   rmtree = shutil.rmtree
 
   def write_then_kill(*arguments):
@@ -759,9 +759,9 @@ def die(workdir, point):
     checkpoints.wait()
     patches = {
       'write begins': (ocp.AsyncCheckpointer, 'wait_until_finished', kill),
-      'before record': (checkpoint, '_write_record', kill),
+      'before record': (commits, 'write_record', kill),
       'record half written': (os, 'replace', kill),
-      'after record': (checkpoint, '_write_record', write_then_kill),
+      'after record': (commits, 'write_record', write_then_kill),
       'prune begins': (checkpoint.Checkpoints, '_remove', kill),
       'prune half done': (shutil, 'rmtree', remove_half_then_kill),
     }
@@ -778,7 +778,7 @@ def die(workdir, point):
 
 def end(workdir, how, fails):
   """Leaves in that way while a save, which takes a while, is in flight."""
-  commit = checkpoint._write_record
+  commit = commits.write_record
 
   def slow(*arguments):
     time.sleep(0.2)
@@ -786,7 +786,7 @@ def end(workdir, how, fails):
       raise OSError(errno.ENOSPC, 'No space left on device')
     commit(*arguments)
 
-  checkpoint._write_record = slow
+  commits.write_record = slow
   with stop.Stop() as stopper, opened(workdir) as checkpoints:
     if how in ('SIGTERM', 'SIGINT'):
       os.kill(os.getpid(), getattr(signal, how))
@@ -806,10 +806,10 @@ def end(workdir, how, fails):
 
 
 def hold(workdir, forks=False):
-  with checkpoint.lock(workdir):
-    child = os.fork() if forks else 0
-    if child or not forks:
-      print('held', child, file=sys.stderr, flush=True)
+  with rundir.lock(workdir):
+    if forks and os.fork() == 0:
+      (workdir / 'forked').write_text(f'{os.getpid()}\n')
+    print('held', file=sys.stderr, flush=True)
     time.sleep(60)
 
 

@@ -15,7 +15,7 @@ import types
 import numpy as np
 import pytest
 
-from tuner import log
+from tuner import log, progress
 
 METRICS = {
   'loss': 2.34119,
@@ -173,9 +173,9 @@ def test_plain_lines_every_five_seconds_and_the_last(tmp_path):
   ],
 )
 def test_a_line_fits_80_columns_with_all_its_parts(metrics, steps, eta_s):
-  text = log.progress_line(metrics | {'step': steps - 1}, steps, eta_s)
+  text = progress.line_of(metrics | {'step': steps - 1}, steps, eta_s)
   assert len(text) < 80
-  assert log._duration(eta_s) in text
+  assert progress._duration(eta_s) in text
   for part in ('loss', 'lr', 'grad', 'tok/s', 'eta'):
     assert part in text
 
@@ -183,7 +183,7 @@ def test_a_line_fits_80_columns_with_all_its_parts(metrics, steps, eta_s):
 @pytest.mark.parametrize('value', ['nan', '-inf', -1.23456e30])
 def test_absurd_numbers_fit_too(value):
   metrics = dict.fromkeys(METRICS, value) | {'tokens': 1, 'target_tokens': 1}
-  text = log.progress_line(metrics | {'step': 10**9}, 10**9, 1e9)
+  text = progress.line_of(metrics | {'step': 10**9}, 10**9, 1e9)
   assert len(text) < 80
 
 
@@ -240,7 +240,7 @@ def test_shown_text_has_no_control_characters(tmp_path):
   assert '\x1b' not in stream.getvalue() and '\u202e' not in stream.getvalue()
   assert all(c.isprintable() or c == '\n' for c in stream.getvalue())
   assert len(stream.getvalue().splitlines()) == 3
-  assert 'xé' in log.clean('x\x1b\x07é')
+  assert 'xé' in progress.clean('x\x1b\x07é')
   raw = (tmp_path / 'metrics.jsonl').read_bytes()
   assert raw.isascii() and b'\x1b' not in raw and len(raw.splitlines()) == 2
   assert lines(tmp_path)[0]['note'] == evil

@@ -1,4 +1,4 @@
-"""Checkpoints that count only once they are proven, and one trainer a run.
+"""Checkpoints that count only once they are proven.
 
 Orbax writes the arrays of step N into checkpoints/N, without checksums. When
 it is done, a thread hashes those files and writes commits/N.json last of all.
@@ -7,29 +7,21 @@ record is passed over, aloud, for the one before it. The record also holds the
 facts that the run depends on, so that a resumed run is the same run.
 """
 
-import concurrent.futures
-import contextlib
 import datetime
-import fcntl
-import hashlib
-import importlib.metadata
 import json
 import logging
 import math
-import os
 import pathlib
 import shutil
-import socket
 import sys
 import threading
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-import tuner
+from tuner import commits, rundir
 
 
 class Checkpoints:
@@ -60,12 +52,12 @@ class Checkpoints:
     self.step = None
     self._verified = set()
     self._thread = self._error = None
-    self._folder = _make_folder(self.workdir / 'checkpoints')
-    self._commits = _make_folder(self.workdir / 'commits')
+    self._folder = rundir.make_folder(self.workdir / 'checkpoints')
+    self._commits = rundir.make_folder(self.workdir / 'commits')
     self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
-    logging.getLogger('absl').addFilter(_is_news)
 
   def __enter__(self):
+    logging.getLogger('absl').addFilter(_is_news)
     return self
 
   def __exit__(self, *_):
@@ -87,15 +79,15 @@ class Checkpoints:
     if step == self.step:
       return
     self._check_order(step)
-    flat = {path: _own(leaf) for path, leaf in leaves(state).items()}
+    flat = {path: _own(leaf) for path, leaf in commits.leaves(state).items()}
     needed = sum(leaf.nbytes for leaf in flat.values())
     if jax.process_index() == 0:
       self._clean(step)
-    check_space(self._folder, needed)
+    rundir.check_space(self._folder, needed)
     description = {
-      'leaves': {path: describe(leaf) for path, leaf in flat.items()},
+      'leaves': {path: commits.describe(leaf) for path, leaf in flat.items()},
       'bytes': needed,
-      'devices': _devices(flat.values()),
+      'devices': commits.devices(flat.values()),
       'score': None if score is None else float(score),
     }
     self._orbax.save(self._folder / str(step), args=ocp.args.StandardSave(flat))
@@ -117,8 +109,8 @@ class Checkpoints:
       what = 'pruning after' if self.step == step else 'committing'
       raise RuntimeError(
         f'{what} step {step} failed: {type(error).__name__}: {reason}\n'
-        f'{_human(free)} free at {self._folder}; earlier checkpoints are '
-        'untouched'
+        f'{rundir.human(free)} free at {self._folder}; earlier checkpoints '
+        'are untouched'
       ) from error
 
   def newest(self):
@@ -129,7 +121,7 @@ class Checkpoints:
     self.wait()
     step = -1
     if jax.process_index() == 0:
-      written = {int(p.name) for p in self._written() if p.name.isdigit()}
+      written = {int(p.name) for p in self._written() if p.name.isdecimal()}
       steps = sorted(written.union(self._steps()), reverse=True)
       step = next(filter(self._is_whole, steps), -1)
     if jax.process_count() > 1:
@@ -149,12 +141,14 @@ class Checkpoints:
     orbax would cast silently.
     """
     self.wait()
-    if step not in self._verified and (fault := self._fault(step)):
+    if step not in self._verified and (
+      fault := commits.fault(self.workdir, step)
+    ):
       raise RuntimeError(f'step {step} cannot be restored: {fault}')
     record = self.record(step)
-    compare_facts(record['facts'], self.facts, self.allow_change)
-    wanted = leaves(like)
-    compare_leaves(record['leaves'], wanted)
+    commits.compare_facts(record['facts'], self.facts, self.allow_change)
+    wanted = commits.leaves(like)
+    commits.compare_leaves(record['leaves'], wanted)
     flat = self._orbax.restore(
       self._folder / str(step),
       args=ocp.args.StandardRestore(
@@ -167,7 +161,7 @@ class Checkpoints:
 
   def record(self, step):
     """The commit record of `step`, a dict. Raises ValueError if damaged."""
-    return _read_record(self._commits / f'{step}.json', step)
+    return commits.read_record(self._commits / f'{step}.json', step)
 
   def _check_order(self, step):
     """Raises rather than let a save remove steps that nobody looked at."""
@@ -194,25 +188,15 @@ class Checkpoints:
 
   def _commit(self, step, description):
     """Writes the record of `step` from the files as they are on disk."""
-    folder = self._folder / str(step)
-    paths = sorted(path for path in folder.rglob('*') if path.is_file())
-    _flush([*paths, folder, *(p for p in folder.rglob('*') if p.is_dir())])
-    _flush([self._folder])
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    sizes = [path.stat().st_size for path in paths]
     record = {
       'step': step,
       'saved': datetime.datetime.now(datetime.UTC).isoformat(),
       'facts': self.facts,
-      'versions': _versions(),
+      'versions': commits.versions(),
       **description,
-      'files': {
-        name: {'bytes': size, 'sha256': digest}
-        for name, size, digest in zip(names, sizes, _hash_files(paths))
-      },
+      'files': commits.hash_tree(self._folder / str(step)),
     }
-    record['sha256'] = _digest(record)
-    _write_record(self._commits / f'{step}.json', record)
+    commits.write_record(self._commits / f'{step}.json', record)
 
   def _prune(self, step):
     """Removes all but the kept steps, the record before the directory.
@@ -235,7 +219,7 @@ class Checkpoints:
 
   def _remove(self, step):
     (self._commits / f'{step}.json').unlink(missing_ok=True)
-    _flush([self._commits])
+    commits.flush([self._commits])
     shutil.rmtree(self._folder / str(step), ignore_errors=True)
     self._verified.discard(step)
 
@@ -251,185 +235,19 @@ class Checkpoints:
 
   def _steps(self):
     names = (path.stem for path in self._commits.glob('*.json'))
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def _written(self):
     """The directories that orbax has made: finished, half done, removed."""
     for path in self._folder.iterdir():
-      if path.name.isdigit() or 'orbax-checkpoint-tmp' in path.name:
+      if path.name.isdecimal() or 'orbax-checkpoint-tmp' in path.name:
         yield path
 
   def _is_whole(self, step):
-    fault = self._fault(step)
+    fault = commits.fault(self.workdir, step)
     if fault:
       print(f'step {step} passed over: {fault}', file=sys.stderr, flush=True)
     return not fault
-
-  def _fault(self, step):
-    """Why the files of `step` are not what was committed, or ''."""
-    try:
-      files = self.record(step)['files']
-    except ValueError as error:
-      return str(error)
-    folder = self._folder / str(step)
-    for name, file in files.items():
-      path = folder / name
-      where = path.relative_to(self.workdir)
-      if not path.is_file():
-        return f'{where}: missing'
-      if path.stat().st_size != file['bytes']:
-        return (
-          f'{where}: {path.stat().st_size} bytes, {file["bytes"]} committed'
-        )
-    try:
-      digests = _hash_files([folder / name for name in files])
-      for (name, file), digest in zip(files.items(), digests):
-        if digest != file['sha256']:
-          return f'checkpoints/{step}/{name}: sha256 differs'
-    except OSError as error:
-      return f'checkpoints/{step}: {error}'
-    return ''
-
-
-def leaves(tree):
-  """{dotted path: leaf} of a pytree, such as 'params.mlp.kernel'."""
-  flat = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    name = jax.tree_util.keystr(path, simple=True, separator='.')
-    if name in flat:
-      raise ValueError(f'two leaves of the state are called {name!r}')
-    flat[name] = leaf
-  return flat
-
-
-def describe(leaf):
-  """[dtype, shape] of an array, ShapeDtypeStruct or Python number."""
-  dtype = leaf.dtype if hasattr(leaf, 'dtype') else jnp.result_type(leaf)
-  return [str(dtype), list(np.shape(leaf))]
-
-
-def compare_leaves(committed, wanted):
-  """Raises ValueError naming each leaf that is not as it was committed."""
-  now = {path: describe(leaf) for path, leaf in wanted.items()}
-  lines = []
-  for path in sorted(committed.keys() | now.keys()):
-    old, new = committed.get(path), now.get(path)
-    if old != new:
-      lines.append(f'{path}: checkpoint {_text(old)}, now {_text(new)}')
-  if lines:
-    more = [f'and {len(lines) - 20} more'] if len(lines) > 20 else []
-    raise ValueError(
-      'the state differs from the checkpoint:\n  '
-      + '\n  '.join(lines[:20] + more)
-    )
-
-
-def compare_facts(then, now, allow_change=()):
-  """Raises ValueError with a table of the facts that differ.
-
-  A key of allow_change lets that fact, or all facts below it, through; one
-  that names no fact is an error.
-  """
-  then, now = _flat_facts(then), _flat_facts(now)
-  keys = sorted(then.keys() | now.keys())
-  for allowed in allow_change:
-    if not any(_is_under(key, allowed) for key in keys):
-      raise ValueError(
-        f'allow_change={allowed}: no such fact; there are {", ".join(keys)}'
-      )
-  rows = [('key', 'checkpoint', 'now')]
-  for key in keys:
-    old, new = (_fact_text(facts, key) for facts in (then, now))
-    if old != new and not any(_is_under(key, a) for a in allow_change):
-      rows.append((key, *_shorten(old, new)))
-  if len(rows) > 1:
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    table = '\n'.join(
-      '  ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip()
-      for row in rows
-    )
-    raise ValueError(
-      'this run is not the one that the checkpoint is of:\n'
-      f'{table}\n--allow_change=key lets one through; or choose another '
-      'workdir'
-    )
-
-
-def check_space(folder, needed):
-  """Raises RuntimeError when `needed` bytes do not fit at `folder`."""
-  free = shutil.disk_usage(folder).free
-  if needed > free:
-    raise RuntimeError(
-      f'disk full: needs {_human(needed)}, {_human(free)} free at {folder}\n'
-      'earlier checkpoints are untouched: make room and run the same command'
-    )
-
-
-_locks = set()  # open lock files of this process
-
-
-def _leave_locks_to_parent():
-  """A forked child, too, would hold the lock, and may outlive its parent."""
-  while _locks:
-    os.close(_locks.pop())
-
-
-os.register_at_fork(after_in_child=_leave_locks_to_parent)
-
-
-@contextlib.contextmanager
-def lock(workdir):
-  """Holds `workdir` for this process; the kernel lets go when it dies.
-
-  Raises RuntimeError naming pid and host of the one that holds it.
-  """
-  path = _make_folder(pathlib.Path(workdir)) / '.lock'
-  file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-  _locks.add(file)
-  try:
-    _take(file, path)
-    yield
-  finally:
-    if file in _locks:  # it is not in a child forked meanwhile
-      _locks.discard(file)
-      os.close(file)
-
-
-def _take(file, path):
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    try:
-      owner = json.loads(os.read(file, 4096))
-      who = f'pid {int(owner["pid"])} on {str(owner["host"])!r}'
-    except (ValueError, KeyError, TypeError):
-      who = 'another process'
-    raise RuntimeError(
-      f'{path.parent} is in use by {who}; wait for it, or choose another '
-      'workdir'
-    ) from None
-  except OSError as error:
-    raise RuntimeError(
-      f'cannot lock {path}: {error.strerror}; the workdir must be on a file '
-      'system with locks'
-    ) from error
-  owner = {'pid': os.getpid(), 'host': socket.gethostname()}
-  os.ftruncate(file, 0)
-  os.pwrite(file, json.dumps(owner).encode(), 0)
-
-
-def _make_folder(path):
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / f'.probe-{os.getpid()}'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise RuntimeError(
-      f'cannot write to {path}: {error.strerror}\n'
-      'the workdir must be a directory on a disk that can be written to'
-    ) from error
-  return path
 
 
 def _is_news(record):
@@ -442,7 +260,7 @@ def _own(leaf):
   """An array that orbax may read later: jax ones are immutable, not NumPy's."""
   if isinstance(leaf, jax.Array):
     return leaf
-  return np.array(leaf, dtype=describe(leaf)[0])
+  return np.array(leaf, dtype=commits.describe(leaf)[0])
 
 
 def _target(path, leaf):
@@ -451,130 +269,9 @@ def _target(path, leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
   if isinstance(leaf, jax.ShapeDtypeStruct):
     raise ValueError(f'{path}: the tree to restore into lacks a sharding')
-  return np.empty(np.shape(leaf), describe(leaf)[0])
+  return np.empty(np.shape(leaf), commits.describe(leaf)[0])
 
 
 def _as_given(restored, leaf):
   """Python numbers come back as such."""
   return restored if hasattr(leaf, 'dtype') else type(leaf)(restored.item())
-
-
-def _flat_facts(facts, prefix=''):
-  flat = {}
-  for key, value in facts.items():
-    if isinstance(value, dict) and value:
-      flat.update(_flat_facts(value, f'{prefix}{key}.'))
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def _is_under(key, section):
-  return key == section or key.startswith(section + '.')
-
-
-def _fact_text(facts, key):
-  return json.dumps(facts[key], sort_keys=True) if key in facts else 'absent'
-
-
-def _shorten(old, new, width=70):
-  """Both texts cut to the part where they first differ."""
-  first = len(os.path.commonprefix([old, new]))
-  start = max(0, first - width // 2)
-  return [
-    ('…' if start else '')
-    + text[start : start + width]
-    + ('…' if len(text) > start + width else '')
-    for text in (old, new)
-  ]
-
-
-def _text(description):
-  if description is None:
-    return 'absent'
-  dtype, shape = description
-  return f'{dtype}{shape}'
-
-
-def _human(count):
-  for unit in ('B', 'kB', 'MB', 'GB'):
-    if count < 1000:
-      return f'{count:.3g} {unit}'
-    count /= 1000
-  return f'{count:.3g} TB'
-
-
-def _devices(arrays):
-  """The hardware and the mesh that the arrays lie on."""
-  meshes = (getattr(getattr(a, 'sharding', None), 'mesh', None) for a in arrays)
-  mesh = next((mesh for mesh in meshes if mesh is not None), None)
-  return {
-    'count': jax.device_count(),
-    'processes': jax.process_count(),
-    'kind': jax.devices()[0].device_kind,
-    'mesh': None if mesh is None else dict(mesh.shape),
-  }
-
-
-def _versions():
-  packages = 'jax', 'flax', 'optax', 'orbax-checkpoint'
-  return {
-    'tuner': tuner.__version__,
-    'python': '.'.join(map(str, sys.version_info[:3])),
-    **{name: importlib.metadata.version(name) for name in packages},
-  }
-
-
-def _hash_files(paths):
-  """sha256 of each file, in order; several at once, as hashing drops the GIL.
-
-  A generator: the caller may stop at the first that differs.
-  """
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    yield from pool.map(_hash_file, paths)
-
-
-def _hash_file(path):
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _digest(record):
-  """sha256 of all of a record but its own 'sha256'."""
-  rest = {key: value for key, value in record.items() if key != 'sha256'}
-  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _read_record(path, step):
-  name = f'commits/{path.name}'
-  try:
-    record = json.loads(path.read_bytes())
-  except FileNotFoundError as error:
-    raise ValueError(f'{name}: missing, the save was not finished') from error
-  except (OSError, ValueError) as error:
-    raise ValueError(f'{name}: cannot be read: {error}') from error
-  if not isinstance(record, dict) or record.get('sha256') != _digest(record):
-    raise ValueError(f'{name}: the record differs from its own sha256')
-  if record['step'] != step:
-    raise ValueError(f'{name}: this is the record of step {record["step"]}')
-  return record
-
-
-def _write_record(path, record):
-  """All of the record or nothing, even when the machine loses power."""
-  tmp = path.with_name(f'.{path.name}.tmp')
-  with open(tmp, 'w') as file:
-    json.dump(record, file, indent=1, sort_keys=True)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(tmp, path)
-  _flush([path.parent])
-
-
-def _flush(paths):
-  for path in paths:
-    file = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(file)
-    finally:
-      os.close(file)

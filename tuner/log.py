@@ -16,12 +16,10 @@ import os
 import pathlib
 import sys
 import time
-import unicodedata
 
 import numpy as np
-import tqdm
 
-PLAIN_INTERVAL_S = 5.0
+from tuner import progress
 
 
 class Log:
@@ -49,7 +47,7 @@ class Log:
         raise ValueError(f'log writer {name!r}: there are {", ".join(WRITERS)}')
     self._progress = None
     if process == 0:
-      self._progress = _progress(stream or sys.stderr, total_steps, now)
+      self._progress = progress.start(stream or sys.stderr, total_steps, now)
     self._writers = [WRITERS[n](pathlib.Path(workdir), resumed) for n in names]
 
   def __enter__(self):
@@ -82,7 +80,9 @@ class Log:
     line |= _plain(numbers)
     for writer in self._writers:
       writer.write_eval(line)
-    value, low, high = (_number(line[k]) for k in ('value', 'low', 'high'))
+    value, low, high = (
+      progress.number(line[k]) for k in ('value', 'low', 'high')
+    )
     self.say(
       f'step {step} {suite} {metric} {value} [{low}, {high}] n={line["n"]}'
     )
@@ -90,7 +90,7 @@ class Log:
   def say(self, text):
     """Shows one line above the progress line, without control characters."""
     if self._progress is not None:
-      self._progress.say(clean(text))
+      self._progress.say(progress.clean(text))
 
 
 class Jsonl:
@@ -229,129 +229,6 @@ def _eval_key(line):
   return line['step'], line['eval'], line.get('metric')
 
 
-def progress_line(line, total_steps=None, eta_s=None):
-  """Step, loss, lr, gradient norm, tokens a second (trained) and time left.
-
-  At most 79 columns: it sheds words where numbers are long. Keys that a run
-  does not have are left out.
-  """
-  of = '' if total_steps is None else f'/{total_steps}'
-  step = f'{line["step"]}{of}'
-  parts = [
-    f'{name} {_number(line[key], digits)}'
-    for name, key, digits in (
-      ('loss', 'loss', 4),
-      ('lr', 'learning_rate', 2),
-      ('grad', 'grad_norm', 3),
-    )
-    if key in line
-  ]
-  if 'tokens_per_second' in line:
-    parts.append(f'tok/s {_count(line["tokens_per_second"])}')
-    trained = _trained_per_second(line)
-    if trained is not None:
-      parts.append(f'({_count(trained)} trained)')
-  if eta_s is not None:
-    parts.append(f'eta {_duration(eta_s)}')
-  text = clean(' '.join([f'step {step}', *parts]))
-  if len(text) > 79:
-    text = clean(' '.join([step, *parts])).replace(' trained)', ')')
-  return text[:79]
-
-
-def clean(text):
-  """`text` on one line without control, bidi and other invisible characters."""
-  return ''.join(
-    ' '
-    if c in '\n\t'
-    else ''
-    if unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Co', 'Zl', 'Zp')
-    else c
-    for c in str(text)
-  )
-
-
-class _Clock:
-  """The time left, judged by the steps after the first, which compiles."""
-
-  def __init__(self, total_steps, now):
-    self.total_steps = total_steps
-    self._now = now
-    self._first = None
-
-  def eta_s(self, step):
-    if self._first is None:
-      self._first = step, self._now()
-    first, start = self._first
-    if self.total_steps is None or step <= first:
-      return None
-    seconds = (self._now() - start) / (step - first)
-    return max(0, self.total_steps - step) * seconds
-
-
-class _Terminal:
-  """One line that is redrawn, at most ten times a second."""
-
-  def __init__(self, stream, total_steps, now):
-    self._clock = _Clock(total_steps, now)
-    self._stream = stream
-    self._bar = tqdm.tqdm(
-      total=total_steps,
-      file=stream,
-      bar_format='{desc} {bar}',
-      dynamic_ncols=True,
-      leave=True,
-    )
-    self._bar.set_description_str('compiling')
-
-  def write(self, line):
-    eta_s = self._clock.eta_s(line['step'])
-    text = progress_line(line, self._clock.total_steps, eta_s)
-    self._bar.set_description_str(text, refresh=False)
-    self._bar.update(line['step'] - self._bar.n)
-
-  def say(self, text):
-    self._bar.write(text, file=self._stream)
-
-  def close(self):
-    self._bar.refresh()
-    self._bar.close()
-
-
-class _Lines:
-  """Plain lines: the first, one every 5 s, and the last."""
-
-  def __init__(self, stream, total_steps, now):
-    self._clock = _Clock(total_steps, now)
-    self._now = now
-    self._stream = stream
-    self._shown = -math.inf
-    self._waiting = None
-
-  def write(self, line):
-    eta_s = self._clock.eta_s(line['step'])
-    self._waiting = progress_line(line, self._clock.total_steps, eta_s)
-    if self._now() - self._shown >= PLAIN_INTERVAL_S:
-      self._show()
-
-  def _show(self):
-    self.say(self._waiting)
-    self._waiting = None
-    self._shown = self._now()
-
-  def say(self, text):
-    print(text, file=self._stream, flush=True)
-
-  def close(self):
-    if self._waiting is not None:
-      self._show()
-
-
-def _progress(stream, total_steps, now):
-  kind = _Terminal if stream.isatty() else _Lines
-  return kind(stream, total_steps, now)
-
-
 def _optional(module, package):
   try:
     return importlib.import_module(module)
@@ -388,44 +265,3 @@ def _numbers(line):
     ):
       numbers[key] = float(value)
   return numbers
-
-
-def _trained_per_second(line):
-  """Target tokens a second, from their share of all tokens if not given."""
-  if 'target_tokens_per_second' in line:
-    return line['target_tokens_per_second']
-  if 'target_tokens' in line and line.get('tokens'):
-    return float(line['tokens_per_second']) * (
-      line['target_tokens'] / line['tokens']
-    )
-  return None
-
-
-def _number(value, digits=4):
-  """That many significant digits, or 1.2e-05 where it is shorter."""
-  value = float(value)
-  if value == 0 or 1e-3 <= abs(value) < 10**digits or not math.isfinite(value):
-    return f'{value:.{digits}g}'
-  return f'{value:.1e}'
-
-
-def _count(value):
-  """Three digits and a unit: 987, 1.23k, 45.6M."""
-  value = float(value)
-  for unit in ('', 'k', 'M', 'G'):
-    if not abs(value) >= 999.5:
-      return f'{value:.3g}{unit}'
-    value /= 1000
-  return f'{value:.3g}T'
-
-
-def _duration(seconds):
-  """12s, 5m03s, 7h09m, 3d04h."""
-  minutes, s = divmod(round(seconds), 60)
-  hours, m = divmod(minutes, 60)
-  days, h = divmod(hours, 24)
-  if days:
-    return f'{days}d{h:02}h'
-  if hours:
-    return f'{h}h{m:02}m'
-  return f'{m}m{s:02}s' if m else f'{s}s'
