@@ -250,7 +250,8 @@ def muon(
   better), take Adam with b1, b2, eps.
 
   Raises:
-    ValueError: no path is left for Muon, or `matrix` names letters that `dims` has not.
+    ValueError: no path is left for Muon, or `matrix` names letters that `dims`
+      has not.
   """
   axes = {
     path: _axes(path, letters, *matrix[path])
