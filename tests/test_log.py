@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import resource
 import struct
 import sys
 import termios
@@ -133,6 +134,24 @@ def test_each_line_is_on_disk_at_once(tmp_path):
     for step in (1, 2, 3):
       writer.write(step, METRICS)
       assert len(lines(tmp_path)) == step
+
+
+def test_a_full_disk_is_named(tmp_path):
+  """A real failure: the kernel refuses the file beyond 1000 bytes."""
+  stream = io.StringIO()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+  try:
+    with pytest.raises(
+      RuntimeError, match='cannot write to .*metrics.jsonl: F'
+    ):
+      with log.Log(tmp_path, JSONL, stream=stream) as writer:
+        for step in range(1, 99):
+          writer.write(step, METRICS)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  run(tmp_path, 5, 6, resumed=4)  # what was torn is dropped
+  assert [x['step'] for x in lines(tmp_path)][:5] == [1, 2, 3, 4, 5]
 
 
 def test_plain_lines_every_five_seconds_and_the_last(tmp_path):

@@ -8,6 +8,7 @@ float() reads back. Everything shown on a terminal is stripped of control
 characters, as a model or a data set may have written it.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -54,9 +55,10 @@ class Log:
     return self
 
   def __exit__(self, *_):
-    for part in [*self._writers, self._progress]:
-      if part is not None:
-        part.close()
+    with contextlib.ExitStack() as stack:  # closes all, though one may raise
+      for part in [*self._writers, self._progress]:
+        if part is not None:
+          stack.callback(part.close)
 
   def write(self, step, metrics):
     """Logs the training metrics of one step: numbers, 0-d arrays or text."""
@@ -99,7 +101,8 @@ class Jsonl:
   def __init__(self, workdir, resumed):
     path = workdir / 'metrics.jsonl'
     self._steps, self._evals = cut(path, resumed)
-    self._file = open(path, 'ab')
+    # Unbuffered: what a full disk refuses is not tried again at closing.
+    self._file = open(path, 'ab', buffering=0)
 
   def write(self, line):
     assert line['step'] not in self._steps, f'step {line["step"]} logged twice'
@@ -114,8 +117,15 @@ class Jsonl:
 
   def _append(self, line):
     # allow_nan: _plain has turned every NaN into text; hold it to that.
-    self._file.write(json.dumps(line, allow_nan=False).encode() + b'\n')
-    self._file.flush()
+    data = json.dumps(line, allow_nan=False).encode() + b'\n'
+    try:
+      while data:
+        data = data[self._file.write(data) :]
+    except OSError as error:
+      raise RuntimeError(
+        f'cannot write to {self._file.name}: {error.strerror}\n'
+        'make room and run the same command: it goes on from its checkpoint'
+      ) from error
 
   def close(self):
     os.fsync(self._file.fileno())
