@@ -46,10 +46,10 @@ class Log:
     for name in names:
       if name not in WRITERS:
         raise ValueError(f'log writer {name!r}: there are {", ".join(WRITERS)}')
+    self._writers = [WRITERS[n](pathlib.Path(workdir), resumed) for n in names]
     self._progress = None
     if process == 0:
       self._progress = progress.start(stream or sys.stderr, total_steps, now)
-    self._writers = [WRITERS[n](pathlib.Path(workdir), resumed) for n in names]
 
   def __enter__(self):
     return self
