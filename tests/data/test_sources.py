@@ -166,6 +166,15 @@ def test_epochs_and_seeds_differ():
   assert all(sorted(order) == list(range(50)) for order in orders)
 
 
+def test_each_epoch_is_a_new_order():
+  """A step of as many rows as there are bins is an epoch."""
+  bins = len(sources.packed(EXAMPLES, 1, WIDTH).bins)
+  source = sources.packed(EXAMPLES, bins, WIDTH)
+  epochs = [source.ids(step) for step in range(3)]
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+
+
 def test_order_is_pinned():
   """A stored run must find its own order again, in every version of numpy."""
   assert sources.permutation(8, 0, 0).tolist() == PINNED[0]
