@@ -67,7 +67,7 @@ make_env() {  # make_env PYTHON DIR PACKAGE...: a new one unless the stamp holds
     uv pip install --quiet --python "$dir/bin/python" "${@:3}"
   else
     "$python" -m venv "$dir"
-    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "${@:3}"
+    "$dir/bin/python" -m pip install -qq --disable-pip-version-check "${@:3}"
   fi
   printf '%s\n' "$want" > "$dir/stamp"
 }

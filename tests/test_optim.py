@@ -143,8 +143,11 @@ def adafactor_matrix(x, grads, min_factored):
 @pytest.mark.parametrize('min_factored', [2, 128])
 def test_adafactor_is_the_papers_on_every_layer(min_factored):
   """Stacked along L, its rms and its factors stay one layer's."""
-  trace = run(make('adafactor', min_factored=min_factored), tree(0))
-  for path, layers in [('embed', [...]), ('q.a', range(3))]:
+  layers_of = {'embed': [...], 'q.a': range(3)}
+  only = lambda seed: {path: tree(seed)[path] for path in layers_of}
+  adafactor = make('adafactor', min_factored=min_factored)
+  trace = run(adafactor, only(0), grads=lambda step: only(step + 1))
+  for path, layers in layers_of.items():
     for layer in layers:
       grads = [np.float64(tree(s + 1)[path][layer]) for s in range(3)]
       start = np.float64(tree(0)[path][layer])
@@ -164,10 +167,12 @@ def test_adafactor_keeps_rows_and_columns_only():
 
 def test_muon_moves_each_layer_by_an_orthogonal_matrix():
   """All singular values are near 1, before the scale by shape."""
-  updates = run(make('muon', rms=None, peak=1.0), tree(0), steps=1)[0]
+  only = lambda seed: {'q': tree(seed)['q']}
+  muon = make('muon', {'q': DIMS['q']}, rms=None, peak=1.0)
+  moved = run(muon, only(0), 1, lambda step: only(step + 1))[0]
   for layer in range(3):
-    moved = updates['q'][layer] - tree(0)['q'][layer]
-    values = np.linalg.svd(moved.reshape(8, 8), compute_uv=False)
+    moved_DNH = np.array(moved['q'][layer] - only(0)['q'][layer])
+    values = np.linalg.svd(moved_DNH.reshape(8, 8), compute_uv=False)
     assert values.max() < 1.3 and np.median(values) > 0.6
     before = np.linalg.svd(tree(1)['q'][layer].reshape(8, 8), compute_uv=False)
     assert before.max() / np.median(before) > values.max() / np.median(values)
