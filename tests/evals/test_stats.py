@@ -86,16 +86,21 @@ def test_wilson_is_the_published_one():
   assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
-def test_newcombe_is_the_published_one():
-  """Cells 36, 12, 2, 0: 0.0569 to 0.3404 (Newcombe 1998, table II).
-
-  And where every row improves, the interval is no point.
-  """
-  ours = [1] * 36 + [1] * 12 + [0] * 2
-  theirs = [1] * 36 + [0] * 12 + [1] * 2
-  mean, low, high = stats.paired(ours, theirs, seed=0)
+@pytest.mark.parametrize(
+  ('cells', 'wanted'),
+  [((36, 12, 2, 0), (0.0569, 0.3404)), ((20, 12, 2, 16), (0.0562, 0.3292))],
+)
+def test_newcombe_is_the_published_one(cells, wanted):
+  """Rows that both, one, the other and neither got right; 1998, table II."""
+  both, ours, theirs, neither = cells
+  scores = [1] * (both + ours) + [0] * (theirs + neither)
+  baseline = [1] * both + [0] * ours + [1] * theirs + [0] * neither
+  mean, low, high = stats.paired(scores, baseline, seed=0)
   assert mean == pytest.approx(0.2)
-  assert (round(low, 4), round(high, 4)) == (0.0569, 0.3404)
+  assert (round(low, 4), round(high, 4)) == wanted
+
+
+def test_every_row_better_is_still_no_certainty():
   mean, low, high = stats.paired([1] * 30, [0] * 30, seed=0)
   assert (mean, high) == (1, 1) and 0.8 < low < 0.9
 
