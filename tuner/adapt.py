@@ -181,11 +181,11 @@ def lora(
   return LoraAdaptation(rows, chosen, rank, scales[scaling], dropout, lr_ratio)
 
 
-def select(rows: Rows, targets: str | Sequence[str]) -> tuple[str, ...]:
+def select(declared: Rows, targets: str | Sequence[str]) -> tuple[str, ...]:
   """The paths that `targets` names. Raises ValueError for what names none."""
   linears = {
     path: row
-    for path, row in rows.items()
+    for path, row in declared.items()
     if row.is_matrix and path.startswith('blocks.')
   }
   if targets == 'all-linear':
@@ -212,9 +212,9 @@ def _matches(target: str, path: str, row: weights.Row) -> bool:
   return target in (path, path.rpartition('.')[2], hf_name)
 
 
-def merge(rows: Rows, attached: Mapping[str, Any], path: str) -> jax.Array:
+def merge(declared: Rows, attached: Mapping[str, Any], path: str) -> jax.Array:
   """The plain array that the attached weight at `path` stands for."""
-  row = rows[path]
+  row = declared[path]
   if not isinstance(attached[path], linear.Lora):
     return attached[path]
   return linear.merged(attached[path], row.dims, row.inputs)

@@ -63,7 +63,7 @@ def sharding(
     parts = _parts(mesh, axes)
     if size % parts:
       if name:
-        logging.info(
+        logging.warning(
           '%s: %s = %d does not divide by %s = %d; replicated.',
           name, letter, size, axes, parts,
         )  # fmt: skip

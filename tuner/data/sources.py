@@ -71,18 +71,19 @@ class Packed:
     return np.concatenate(parts)
 
 
-class Padded:
-  """Iterable of batches with one example a row, in order; see `padded`."""
+class Once:
+  """Iterable of batches that hold every example once; see `once`."""
 
-  def __init__(self, examples, rows, tokens, share):
+  def __init__(self, examples, bins, rows, tokens, share):
     self.rows = rows
     self.tokens = tokens
+    self.bins = bins
     self.longest = int(examples.lengths.max())
     self._examples = examples
     self._own_AB = _own_rows(rows, 1, *share)
 
   def __len__(self):
-    return math.ceil(len(self._examples) / self.rows)
+    return math.ceil(len(self.bins) / self.rows)
 
   def __iter__(self):
     return (self[i] for i in range(len(self)))
@@ -90,9 +91,16 @@ class Padded:
   def __getitem__(self, i):
     if not 0 <= i < len(self):
       raise IndexError(i)
-    ids_B = self._own_AB.ravel() + i * self.rows
-    rows = [np.arange(j, min(j + 1, len(self._examples))) for j in ids_B]
+    own_B = self._own_AB.ravel() + i * self.rows
+    rows = [self._bin(b) for b in own_B.tolist()]
     return _batch(self._examples, rows, self.tokens, self._own_AB.shape)
+
+  def ids(self, i):
+    """Example ids of each row of batch i, of all processes."""
+    return [self._bin(b) for b in range(i * self.rows, (i + 1) * self.rows)]
+
+  def _bin(self, b):
+    return self.bins[b] if b < len(self.bins) else np.zeros(0, np.int64)
 
 
 def packed(
@@ -128,23 +136,17 @@ def packed(
   return Packed(examples, bins, rows, tokens, accumulate, seed, share)
 
 
-def padded(examples, rows, tokens, process_index=0, process_count=1):
-  """Padded batches [1, B, T] of `rows` rows over all processes, for evaluation.
+def once(examples, rows, tokens, process_index=0, process_count=1):
+  """Packed batches [1, B, T] of every example once, for evaluation.
 
-  Every example once, in order. The last batch is filled up with rows of
-  padding, whose mask is 0, so that sum over weight is exact.
+  `rows` rows a batch, over all processes. The last batch is filled up with
+  rows of padding, whose mask is 0, so that sum over weight is exact.
   """
   _check(rows, 1, process_index, process_count)
   if not len(examples):
     raise ValueError('no examples to evaluate')
-  long = np.flatnonzero(examples.lengths > tokens)
-  if len(long):
-    raise ValueError(
-      f'{examples.where[long[0]]} has {examples.lengths[long[0]]} tokens and a '
-      f'row holds {tokens} ({len(long)} examples are too long); wanted: wider '
-      'rows'
-    )
-  return Padded(examples, rows, tokens, (process_index, process_count))
+  bins = pack.pack(examples.lengths, tokens, examples.where)
+  return Once(examples, bins, rows, tokens, (process_index, process_count))
 
 
 def permutation(n, seed, epoch):

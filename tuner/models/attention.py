@@ -13,20 +13,20 @@ import jax.numpy as jnp
 MASKED = -1e30  # Finite, so that a fully masked row stays free of NaN.
 
 
-def weighted_values(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+def weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
   """Softmax attention, scores in float32; N / K queries share a key head.
 
   mask_BTS is True where the query sees the key. Returns out_BTNH.
   """
   batch, length, heads, size = q_BTNH.shape
-  groups = heads // k_BSKH.shape[2]
+  groups = heads // k_BKSH.shape[1]
   q_BTKGH = q_BTNH.reshape(batch, length, -1, groups, size) * size**-0.5
   scores = jnp.einsum(
-    'BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    'BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
   )
   scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-  probs = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-  out_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', probs, v_BSKH)
+  probs = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
+  out_BTKGH = jnp.einsum('BKGTS,BKSH->BTKGH', probs, v_BKSH)
   return out_BTKGH.reshape(q_BTNH.shape)
 
 
@@ -42,7 +42,7 @@ def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=None, reach=None):
   back = -(-(reach - 1) // block)
   if (back + 1) * block >= length:
     mask = _sees(segments_BT, segments_BT, 0, window)
-    return weighted_values(q_BTNH, k_BTKH, v_BTKH, mask)
+    return weighted_values(q_BTNH, _heads_first(k_BTKH), _heads_first(v_BTKH), mask)
   pad = -length % block
   q, k, v = (
     jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
@@ -53,10 +53,8 @@ def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=None, reach=None):
     _blocks(segments, block), _reachable(segments, block, back), back * block,
     window,
   )
-  out = weighted_values(
-    _blocks(q, block), _reachable(k, block, back), _reachable(v, block, back),
-    mask,
-  )
+  k, v = (_heads_first(_reachable(x, block, back)) for x in (k, v))
+  out = weighted_values(_blocks(q, block), k, v, mask)
   return out.reshape(q.shape)[:, :length]
 
 
@@ -67,6 +65,10 @@ def block_size(reach: int) -> int:
   less of the products and more on small ones.
   """
   return min(512, max(64, 1 << (reach - 1).bit_length() - 1))
+
+
+def _heads_first(x_BSKH):
+  return jnp.swapaxes(x_BSKH, 1, 2)
 
 
 def _blocks(x, block):
@@ -99,12 +101,12 @@ def _sees(segments_BT, segments_BS, offset, window):
   return near & (segments_BT[:, :, None] == segments_BS[:, None, :])
 
 
-def cached(q_BTNH, k_BSKH, v_BSKH, positions_BT, window=None):
+def cached(q_BTNH, k_BKSH, v_BKSH, positions_BT, window=None):
   """Attention over a cache whose slot s holds the key of position s.
 
   Slots after a query's position are unwritten or stale, and unseen.
   """
-  s = jnp.arange(k_BSKH.shape[1])[None, None, :]
+  s = jnp.arange(k_BKSH.shape[2])[None, None, :]
   t = positions_BT[:, :, None]
   mask_BTS = (s <= t) if window is None else (s <= t) & (t - s < window)
-  return weighted_values(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+  return weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS)

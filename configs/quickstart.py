@@ -1,0 +1,31 @@
+"""US addresses to JSON with a LoRA on SmolLM2-135M-Instruct.
+
+scripts/quickstart.sh, or after scripts/fetch_quickstart.py:
+python -m tuner.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+"""
+
+import ml_collections
+
+
+def get_config():
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.model = dict(path='~/.cache/tuner/SmolLM2-135M-Instruct')
+  config.data = dict(
+    path='~/.cache/tuner/addresses.jsonl',
+    system='Extract the parts of the US address as JSON.',
+    max_tokens=256,
+    test=0.12,
+    ignore='[0-9]',  # PO boxes that differ by their number are one address.
+  )
+  config.batch = dict(rows=1, tokens=512)
+  config.train = dict(steps='1 epochs', clip_norm=1.0)
+  config.adapt = dict(name='lora', rank=16, alpha=32.0)
+  config.objective = dict(name='sft')
+  config.optimizer = dict(name='adamw', b2=0.99)
+  config.schedule = dict(name='cosine', peak=1e-3, warmup_steps=10)
+  config.evaluate = dict(
+    metrics=('json_valid', 'json_equal', 'field_f1'), max_tokens=112, rows=64
+  )
+  config.checkpoint = dict(every=100)
+  return config

@@ -1,0 +1,270 @@
+"""The commands: each puts the parts together over one run directory."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from tuner import checkpoint
+from tuner import commits
+from tuner import experiment as experiment_lib
+from tuner import log as log_lib
+from tuner import measure
+from tuner import rundir
+from tuner import stop as stop_lib
+from tuner import summary
+from tuner import train as train_lib
+from tuner.artifacts import export as export_lib
+from tuner.data import split as split_lib
+
+Experiment = experiment_lib.Experiment
+
+
+def train(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  allow_change: Sequence[str] = (),
+) -> int:
+  """Checks, trains, evaluates, exports; the exit code.
+
+  Run again with the same workdir it goes on from the newest whole checkpoint.
+  75: stopped by a signal and saved, run the same command again.
+  """
+  with stop_lib.Stop() as stop, rundir.lock(workdir):
+    experiment = experiment_lib.prepare(config)
+    describe(experiment)
+    with jax.set_mesh(experiment.mesh):
+      return _train(experiment, workdir, allow_change, stop)
+
+
+def _train(experiment, workdir, allow_change, stop) -> int:
+  own, facts = experiment.config, experiment.facts()
+  base = experiment.load_base()
+  with checkpoint.Checkpoints(
+    workdir, facts, own.checkpoint.keep_last, own.checkpoint.keep_best,
+    allow_change,
+  ) as checkpoints:  # fmt: skip
+    resumed = checkpoints.newest()
+    if resumed is not None:
+      then = checkpoints.record(resumed)['facts']
+      commits.compare_facts(then, checkpoints.facts, allow_change)
+    _write_json(workdir / 'config.json', experiment.resolved)
+    _write_json(workdir / 'run.json', _run_record(experiment, facts))
+    _measure_base(experiment, base, workdir)
+    frozen, state = experiment.start(base)
+    del base
+    if resumed is not None:
+      like = jax.tree.map(_described, state)
+      state = checkpoints.restore(resumed, like)
+    state = fit(experiment, frozen, state, workdir, checkpoints, resumed, stop)
+  if int(state.step) < experiment.total_steps:
+    print(f'stopped at step {int(state.step)}, saved; run the same command to '
+          'go on', file=sys.stderr)  # fmt: skip
+    return stop_lib.EXIT_CODE
+  finish(experiment, frozen, state, workdir)
+  return 0
+
+
+def fit(experiment, frozen, state, workdir, checkpoints, resumed, stop):
+  """The state after the last step, or after the step at which it was stopped."""
+  own, source = experiment.config, experiment.source
+  if int(state.step) >= experiment.total_steps:
+    return state
+  compiled = compile_step(experiment, frozen, state)
+  meter = train_lib.Meter(source.ids)
+  with contextlib.ExitStack() as stack:
+    log = stack.enter_context(
+      log_lib.Log(
+        workdir, own.log.writers, experiment.total_steps, resumed,
+        jax.process_index(),
+      )
+    )  # fmt: skip
+    dev = None
+    if own.evaluate.every:
+      dev = measure.HeldOut(experiment, experiment.split.dev)
+
+    def step_once(state, step):
+      return compiled(state, frozen, experiment.put(source(step)))
+
+    def report(step, metrics):
+      log.write(step, meter(step, metrics))
+
+    def due(step):
+      return _is_due(step, own.evaluate.every) or _is_due(
+        step, own.checkpoint.every
+      )
+
+    def pause(step, state):
+      score = None
+      if _is_due(step, own.evaluate.every):
+        tuned = experiment.tuned(frozen, state.trainable)
+        nats, n = dev.loss(tuned)
+        log.write_eval(step, 'dev', 'nats_per_token', nats.mean, n, *nats[1:])
+        score = nats.mean
+      if _is_due(step, own.checkpoint.every):
+        checkpoints.save(step, state, score)
+      meter.restart()
+
+    meter.restart()
+    state = train_lib.loop(
+      state, step_once, experiment.total_steps, report, due, pause,
+      lambda: stop.requested,
+    )  # fmt: skip
+    checkpoints.save(int(state.step), state)
+  return state
+
+
+def compile_step(experiment: Experiment, frozen, state):
+  """The training step, compiled once: another shape is an error, not a wait.
+
+  Says how long it took and what the compiler needs.
+  """
+  start_s = time.perf_counter()
+  batch = experiment.put(experiment.source(int(state.step)))
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  step = jax.jit(
+    experiment.step(), donate_argnums=0, out_shardings=(shardings, None)
+  )
+  compiled = step.lower(state, frozen, batch).compile()
+  memory = compiled.memory_analysis()
+  seconds = time.perf_counter() - start_s
+  needs = ''
+  if memory is not None:
+    arguments = rundir.human(memory.argument_size_in_bytes)
+    temporary = rundir.human(memory.temp_size_in_bytes)
+    needs = f'; a device needs {arguments} + {temporary} for a step'
+  say(f'compiled the step in {seconds:.1f} s{needs}')
+  return compiled
+
+
+def finish(experiment, frozen, state, workdir) -> None:
+  """Measures the tuned model, exports it, and prints what was won."""
+  own, folder = experiment.config, workdir / 'eval'
+  tuned = experiment.tuned(frozen, state.trainable)
+  if own.evaluate.test == 'end' and experiment.split.test:
+    held_out = measure.HeldOut(experiment, experiment.split.test)
+    system = ['tuned', experiment.facts()]
+    scores = held_out.measure(folder, 'test.tuned', tuned, system)
+    print_scores(folder, scores, own.evaluate.base, experiment.base_dir.name)
+  for line in export(experiment, frozen, state, workdir):
+    print(line)
+
+
+def export(experiment, frozen, state, workdir) -> list[str]:
+  """Writes config.export.formats; a line for each."""
+  own, lines = experiment.config, []
+  is_adapter = bool(experiment.adaptation.letters)
+  for name in own.export.formats:
+    path = workdir / 'export' / name
+    if name == 'adapter' and is_adapter:
+      hub_id = own.model.path
+      is_local = pathlib.Path(hub_id).expanduser().is_dir()
+      export_lib.write_adapter(
+        path, experiment.base_dir, experiment.model, experiment.adaptation,
+        state.trainable,
+        str(experiment.base_dir.absolute()) if is_local else hub_id,
+        own.model.revision,
+      )  # fmt: skip
+      lines.append(f'adapter  {path}  (peft)')
+    if name == 'model':
+      attached = experiment.adaptation.attach(frozen, state.trainable)
+      export_lib.write_model(
+        path, experiment.base_dir, experiment.model, attached, own.model.dtype
+      )
+      lines.append(f'model    {path}  (transformers, merged)')
+  return lines
+
+
+def print_scores(folder, tuned, has_base: bool, name: str) -> None:
+  """The table of base and tuned, and three examples."""
+  base, differences, base_rows = None, {}, []
+  tuned_rows = summary.predictions(folder, 'test.tuned')
+  if has_base:
+    base = json.loads((folder / 'test.base.json').read_text(encoding='utf-8'))
+    base_rows = summary.predictions(folder, 'test.base')
+    differences = summary.differences(base_rows, tuned_rows)
+  n = max(metric['n'] for metric in tuned['metrics'].values())
+  print(f'\n{name} on {n} held-out rows: mean [95 % interval]\n')
+  print(summary.table(base, tuned, differences))
+  if tuned_rows:
+    print('\n' + summary.examples(base_rows, tuned_rows) + '\n')
+
+
+def describe(experiment: Experiment) -> None:
+  """Says what will be trained on, before anything heavy is loaded."""
+  examples, source = experiment.examples, experiment.source
+  split = experiment.split
+  total = len(examples.tokens)
+  say(
+    f'rows: {len(split.train)} train, {len(split.dev)} dev, '
+    f'{len(split.test)} test (by hash of the prompt)'
+    + (f'; {examples.dropped} dropped as too long' if examples.dropped else '')
+  )
+  say(
+    f'loss on {examples.trained_tokens:,} of {total:,} tokens '
+    '(assistant turns and their stop tokens)'
+  )
+  say(
+    f'packed into {len(source.bins)} rows of {source.tokens} tokens, '
+    f'{source.fill:.1%} full; {experiment.total_steps} steps of {source.rows}'
+  )
+
+
+def say(text: str) -> None:
+  """One line on stderr, from the first process only."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _measure_base(experiment, base, workdir) -> None:
+  own = experiment.config.evaluate
+  if not (own.base and own.test == 'end' and experiment.split.test):
+    return
+  held_out = measure.HeldOut(experiment, experiment.split.test)
+  system = ['base', experiment.facts()['model']]
+  say(f'measuring the base on {len(held_out.rows)} held-out rows')
+  held_out.measure(
+    workdir / 'eval', 'test.base', experiment.filled(base), system
+  )
+
+
+def _run_record(experiment: Experiment, facts) -> dict[str, Any]:
+  """run.json: what the run's numbers depend on, its frozen split included."""
+  split = experiment.split
+  return {
+    'facts': facts,
+    'base': {
+      'path': experiment.config.model.path,
+      'revision': experiment.config.model.revision,
+      'weights': facts['model']['weights'],
+    },
+    'split': {
+      name: {
+        'n': len(rows),
+        'digest': split_lib.digest(rows),
+        'rows': [row.where for row in rows],
+      }
+      for name, rows in (('dev', split.dev), ('test', split.test))
+    },
+  }
+
+
+def _described(x: jax.Array) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _is_due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  if jax.process_index() == 0:
+    scratch = path.with_name(f'.{path.name}.tmp')
+    scratch.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+    os.replace(scratch, path)

@@ -1,0 +1,280 @@
+"""A config -> all that a command needs, in the order in which things fail.
+
+The config is checked first, then the data is read, split, rendered, masked and
+packed, and only then is a weight loaded.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import tuner.objectives.sft
+from tuner import adapt
+from tuner import mesh as mesh_lib
+from tuner import named
+from tuner import optim
+from tuner import sections
+from tuner import train
+from tuner.data import chat
+from tuner.data import rows as rows_lib
+from tuner.data import sources
+from tuner.data import split as split_lib
+from tuner.models import decoder
+from tuner.models import hub
+from tuner.models import linear
+from tuner.models import policy
+from tuner.models import weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A config brought to life. `frozen` is the base as far as it is frozen."""
+
+  config: sections.Config
+  resolved: dict[str, Any]
+  base_dir: pathlib.Path
+  tokenizer: Any
+  stop_ids: tuple[int, ...]
+  split: split_lib.Split
+  examples: chat.Examples
+  source: sources.Packed
+  model: decoder.Decoder
+  adaptation: adapt.Adaptation
+  objective: Callable
+  optimizer: optim.Optimizer
+  total_steps: int
+  mesh: jax.sharding.Mesh
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """The size of every letter, the adapter's included."""
+    return {**self.model.config.sizes, **self.adaptation.letters}
+
+  def facts(self) -> dict[str, Any]:
+    """What a resumed run must have in common with its checkpoint."""
+    keys = ('seed', 'adapt', 'objective', 'optimizer', 'schedule')
+    template = self.tokenizer.chat_template or ''
+    model = {k: self.resolved['model'][k] for k in ('dtype', 'master')}
+    batch = {k: self.resolved['batch'][k] for k in ('rows', 'tokens')}
+    return {
+      **{key: self.resolved[key] for key in keys},
+      'batch': batch,
+      'model': {**model, 'weights': hub.weights_hash(self.base_dir)},
+      'steps': self.total_steps,
+      'clip_norm': self.config.train.clip_norm,
+      'data': self.source.fingerprint,
+      'test': split_lib.digest(self.split.test),
+      'template': hashlib.sha256(str(template).encode()).hexdigest(),
+      'tokenizer': _sha256(self.base_dir / 'tokenizer.json'),
+    }
+
+  def filled(self, values: Mapping[str, Any], reach=None) -> policy.Policy:
+    """A policy whose weights are `values`, computing in config.model.dtype."""
+    own = self.config.model
+    values = jax.tree.map(lambda x: _cast(x, own.dtype), dict(values))
+    return policy.Policy(
+      weights.fill(self.model, values), reach, own.remat, own.head_chunk
+    )
+
+  def tuned(self, frozen, trainable, key=None, reach=None) -> policy.Policy:
+    """The model being trained."""
+    return self.filled(self.adaptation.attach(frozen, trainable, key), reach)
+
+  def policies(self, frozen, trainable, key):
+    """(policy, reference) for the objective; the reference is made on use."""
+    reach = self.source.longest
+    reference = _Lazy(
+      lambda: self.filled(self.adaptation.base(frozen), reach)
+    )
+    return self.tuned(frozen, trainable, key, reach), reference
+
+  def step(self) -> Callable:
+    """The pure training step, see train.make_step."""
+    return train.make_step(
+      self.policies, self.objective, self.optimizer, self.config.seed
+    )
+
+  def load_base(self) -> dict[str, jax.Array]:
+    """The base's weights, each read straight into its sharding."""
+    own = self.config.model
+    is_frozen = bool(self.adaptation.letters)
+    return hub.load(
+      self.base_dir,
+      self.model,
+      lambda row: self.sharding(row.dims, row.path),
+      own.dtype if is_frozen else own.master,
+    )
+
+  def sharding(self, dims: str, name: str = '') -> jax.sharding.NamedSharding:
+    """Where an array of these dims lives."""
+    shape = weights.shape(dims, self.sizes)
+    return mesh_lib.sharding(self.mesh, dims, shape, name)
+
+  def start(self, base: dict[str, jax.Array]):
+    """(frozen, state before step 0); the optimizer lives beside its weights."""
+    frozen, trainable = self.adaptation.split(base)
+    places = {p: self.sharding(d) for p, d in self.adaptation.dims.items()}
+    key = jax.random.key(self.config.seed)
+
+    def fresh(key):
+      return self.adaptation.initial(self.model.config.sizes, key)
+
+    names = jax.eval_shape(fresh, key)
+    fresh = jax.jit(fresh, out_shardings={name: places[name] for name in names})
+    trainable = {**trainable, **fresh(key)}
+    first = functools.partial(
+      train.initial_state, transform=self.optimizer.transform
+    )
+    shardings = self.state_shardings(jax.eval_shape(first, trainable))
+    return frozen, jax.jit(first, out_shardings=shardings)(trainable)
+
+  def state_shardings(self, state: Any) -> Any:
+    """A sharding for each leaf: moments as their weight, the rest replicated."""
+    replicated = jax.sharding.NamedSharding(
+      self.mesh, jax.sharding.PartitionSpec()
+    )
+    dims = self.adaptation.dims
+
+    def place(keys, leaf):
+      names = [getattr(key, 'key', None) for key in keys]
+      path = next((name for name in names if name in dims), None)
+      if path is None or leaf.shape != weights.shape(dims[path], self.sizes):
+        return replicated
+      return self.sharding(dims[path])
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A process's rows [A, B, T] as its part of the global batch."""
+    return {
+      name: jax.make_array_from_process_local_data(
+        mesh_lib.batch_sharding(self.mesh, rows.ndim), rows
+      )
+      for name, rows in batch.items()
+    }
+
+
+class _Lazy:
+  """A policy made when it is first asked for something."""
+
+  def __init__(self, make: Callable[[], policy.Policy]):
+    self._make = make
+
+  def __getattr__(self, name):
+    return getattr(self._make(), name)
+
+
+def cache_dir() -> pathlib.Path:
+  """Where tokenised data is kept: $TUNER_CACHE or ~/.cache/tuner."""
+  home = os.environ.get('TUNER_CACHE', '~/.cache/tuner')
+  return pathlib.Path(home).expanduser()
+
+
+def prepare(config: Mapping[str, Any]) -> Experiment:
+  """Checks the config, reads the data, declares the model; loads no weight.
+
+  Raises ValueError for what the user can mend.
+  """
+  config = sections.read(config)
+  base_dir = hub.directory(config.model.path, config.model.revision)
+  model = hub.declare(base_dir)
+  mesh = mesh_lib.make(**dataclasses.asdict(config.mesh))
+  declared = weights.rows(model)
+  bound = named.bind(
+    config.adapt, adapt, where='config.adapt', takes=('rows',)
+  )
+  adaptation = bound(declared)
+  objective = named.bind(
+    config.objective,
+    tuner.objectives.sft,
+    where='config.objective',
+    takes=('policy', 'reference', 'batch'),
+  )
+  tokenizer = chat.load_tokenizer(base_dir)
+  stop_ids = chat.stop_ids(base_dir, tokenizer)
+  split = _split(config.data)
+  examples, source = _pack(config, split.train, tokenizer, stop_ids)
+  check_fit(config, model, mesh, source)
+  total_steps = config.train.total(len(source.bins) / source.rows)
+  optimizer = optim.make(
+    config.optimizer,
+    config.schedule,
+    total_steps,
+    adaptation.dims,
+    adaptation.matrices,
+    config.train.clip_norm,
+    adaptation.rate_scale,
+  )
+  resolved = {
+    **config.resolved(),
+    'adapt': bound.resolved,
+    'objective': objective.resolved,
+    **optimizer.resolved,
+  }
+  return Experiment(
+    config, resolved, base_dir, tokenizer, stop_ids, split, examples, source,
+    model, adaptation, objective, optimizer, total_steps, mesh,
+  )  # fmt: skip
+
+
+def check_fit(config, model, mesh, source) -> None:
+  """Raises ValueError where the batch fits neither the mesh nor the model."""
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  rows = config.batch.rows // config.batch.accumulate
+  if rows % parts:
+    raise ValueError(
+      f'config.batch: {config.batch.rows} rows in {config.batch.accumulate} '
+      f'micro-batches are {rows} rows each, which the {parts} devices along '
+      'data x fsdp cannot share; make it a multiple.'
+    )
+  if source.longest > model.config.max_positions:
+    raise ValueError(
+      f'the longest example has {source.longest} tokens; the model has '
+      f'{model.config.max_positions} positions. Set config.data.max_tokens.'
+    )
+
+
+def _split(data: sections.Data) -> split_lib.Split:
+  paths = [data.path] if isinstance(data.path, str) else data.path
+  files = [str(named.existing_path(p, 'config.data.path')) for p in paths]
+  rows = rows_lib.read(files, data.system)
+  return split_lib.split(rows, data.test, data.dev, data.ignore)
+
+
+def _pack(config, rows, tokenizer, stop_ids):
+  """(examples, source) of the training rows."""
+  data, batch = config.data, config.batch
+  limit = min(data.max_tokens, batch.tokens)
+  examples = chat.encode(
+    rows, tokenizer, stop_ids, limit, data.too_long, cache_dir() / 'tokens'
+  )
+  source = sources.packed(
+    examples,
+    batch.rows,
+    batch.tokens,
+    batch.accumulate,
+    config.seed,
+    jax.process_index(),
+    jax.process_count(),
+    cache_dir() / 'tokens',
+  )
+  return examples, source
+
+
+def _cast(x, dtype):
+  """Floating arrays in the dtype to compute in; keys and integers as they are."""
+  x = linear.value_of(x)
+  if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+    return x
+  return x.astype(dtype)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()

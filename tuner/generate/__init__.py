@@ -1,0 +1,1 @@
+"""Generation: a KV cache and greedy decoding on the training mesh."""

@@ -1,0 +1,111 @@
+"""Base and tuned on the same held-out rows: loss, answers, scores, files."""
+
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from tuner import experiment as experiment_lib
+from tuner.data import chat
+from tuner.data import sources
+from tuner.data import split as split_lib
+from tuner.evals import generative
+from tuner.evals import loss
+from tuner.generate import greedy
+from tuner.models import policy
+
+SEED = 0  # Of every bootstrap, so that a number is the same when read again.
+
+
+class HeldOut:
+  """A split's rows, tokenised once, and how to measure a policy on them."""
+
+  def __init__(self, experiment: experiment_lib.Experiment, rows: list):
+    self.experiment = experiment
+    self.rows = rows
+    config = experiment.config
+    self.examples = chat.encode(
+      rows,
+      experiment.tokenizer,
+      experiment.stop_ids,
+      min(config.data.max_tokens, config.batch.tokens),
+      config.data.too_long,
+      experiment_lib.cache_dir() / 'tokens',
+    )
+    self.source = sources.once(
+      self.examples,
+      config.batch.rows // config.batch.accumulate,
+      config.batch.tokens,
+      jax.process_index(),
+      jax.process_count(),
+    )
+    self._width = max(
+      len(self.source.bins[i]) for i in range(len(self.source.bins))
+    )
+
+  def loss(self, tuned: policy.Policy):
+    """(nats a target token with its interval, n rows)."""
+
+    def nats_of(batch):
+      put = self.experiment.put(batch)
+      return _nats(
+        tuned.model, put, self.source.longest, tuned.chunk, self._width
+      )
+
+    return loss.held_out(nats_of, self.source, SEED)
+
+  def answer(self, tuned: policy.Policy) -> generative.Result:
+    """Greedy answers to every prompt, scored by config.evaluate.metrics."""
+    own, tokenizer = self.experiment.config.evaluate, self.experiment.tokenizer
+    prompts = [chat.prompt_ids(row, tokenizer) for row in self.rows]
+    stop_ids = self.experiment.stop_ids
+    answers = greedy.generate(
+      tuned.model, prompts, stop_ids, own.max_tokens, own.rows
+    )
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
+    metrics = generative.find(own.metrics)
+    return generative.score(
+      self.rows, answers, decode, stop_ids, metrics, SEED
+    )
+
+  def key(self, system: Any) -> str:
+    """What a written result depends on: rows, decoding, template, system."""
+    own = self.experiment.config.evaluate
+    parts = [
+      split_lib.digest(self.rows),
+      sorted(own.metrics),
+      own.max_tokens,
+      str(self.experiment.tokenizer.chat_template),
+      system,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+  def measure(
+    self, folder: pathlib.Path, suite: str, tuned: policy.Policy, system: Any
+  ) -> dict[str, Any]:
+    """Loss and scores of one system, written to `folder` as `suite`.
+
+    A result that is there already, of the same rows and system, is read.
+    """
+    key, file = self.key(system), folder / f'{suite}.json'
+    if file.is_file():
+      found = json.loads(file.read_text(encoding='utf-8'))
+      if found.get('key') == key:
+        return found
+    nats, n = self.loss(tuned)
+    metrics = {'nats_per_token': (nats, n)}
+    result = generative.Result([], {}, {})
+    if self.experiment.config.evaluate.metrics:
+      result = self.answer(tuned)
+    generative.write(folder, suite, result, metrics, key)
+    return json.loads(file.read_text(encoding='utf-8'))
+
+
+@functools.partial(jax.jit, static_argnames=('reach', 'chunk', 'width'))
+def _nats(model, batch, reach, chunk, width):
+  """Sums by row of a batch; compiled once for every system of one kind."""
+  runner = policy.Policy(model, reach, chunk=chunk)
+  return loss.sums_by_row(runner.logprobs(batch), batch, width)
