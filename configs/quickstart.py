@@ -27,5 +27,6 @@ def get_config():
   config.evaluate = dict(
     metrics=('json_valid', 'json_equal', 'field_f1'), max_tokens=112, rows=64
   )
-  config.checkpoint = dict(every=100)
+  config.checkpoint = dict(every=100, keep_last=2)
+  config.export = dict(formats=('adapter', 'model'))
   return config

@@ -15,8 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tuner.models import linear
-from tuner.models import weights
+from tuner.models import linear, weights
 
 Rows = Mapping[str, weights.Row]
 Tree = dict[str, jax.Array]

@@ -11,14 +11,10 @@ from typing import Any
 
 import jax
 
-from tuner import checkpoint
-from tuner import commits
+from tuner import checkpoint, commits, measure, rundir, summary
 from tuner import experiment as experiment_lib
 from tuner import log as log_lib
-from tuner import measure
-from tuner import rundir
 from tuner import stop as stop_lib
-from tuner import summary
 from tuner import train as train_lib
 from tuner.artifacts import export as export_lib
 from tuner.data import split as split_lib

@@ -16,21 +16,12 @@ import jax
 import numpy as np
 
 import tuner.objectives.sft
-from tuner import adapt
+from tuner import adapt, named, optim, sections, train
 from tuner import mesh as mesh_lib
-from tuner import named
-from tuner import optim
-from tuner import sections
-from tuner import train
-from tuner.data import chat
+from tuner.data import chat, sources
 from tuner.data import rows as rows_lib
-from tuner.data import sources
 from tuner.data import split as split_lib
-from tuner.models import decoder
-from tuner.models import hub
-from tuner.models import linear
-from tuner.models import policy
-from tuner.models import weights
+from tuner.models import decoder, hub, linear, policy, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +81,7 @@ class Experiment:
   def policies(self, frozen, trainable, key):
     """(policy, reference) for the objective; the reference is made on use."""
     reach = self.source.longest
-    reference = _Lazy(
-      lambda: self.filled(self.adaptation.base(frozen), reach)
-    )
+    reference = _Lazy(lambda: self.filled(self.adaptation.base(frozen), reach))
     return self.tuned(frozen, trainable, key, reach), reference
 
   def step(self) -> Callable:
@@ -187,9 +176,7 @@ def prepare(config: Mapping[str, Any]) -> Experiment:
   model = hub.declare(base_dir)
   mesh = mesh_lib.make(**dataclasses.asdict(config.mesh))
   declared = weights.rows(model)
-  bound = named.bind(
-    config.adapt, adapt, where='config.adapt', takes=('rows',)
-  )
+  bound = named.bind(config.adapt, adapt, where='config.adapt', takes=('rows',))
   adaptation = bound(declared)
   objective = named.bind(
     config.objective,

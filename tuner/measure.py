@@ -9,11 +9,9 @@ from typing import Any
 import jax
 
 from tuner import experiment as experiment_lib
-from tuner.data import chat
-from tuner.data import sources
+from tuner.data import chat, sources
 from tuner.data import split as split_lib
-from tuner.evals import generative
-from tuner.evals import loss
+from tuner.evals import generative, loss
 from tuner.generate import greedy
 from tuner.models import policy
 
@@ -67,9 +65,7 @@ class HeldOut:
     )
     decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
     metrics = generative.find(own.metrics)
-    return generative.score(
-      self.rows, answers, decode, stop_ids, metrics, SEED
-    )
+    return generative.score(self.rows, answers, decode, stop_ids, metrics, SEED)
 
   def key(self, system: Any) -> str:
     """What a written result depends on: rows, decoding, template, system."""

@@ -26,23 +26,31 @@ RULES = {
 ACTIVATION_RULES = {'B': ('data', 'fsdp')}
 
 
-def make(data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
-  """A mesh over all devices; one axis may be -1, "what is left".
+def make(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None
+) -> jax.sharding.Mesh:
+  """A mesh over the first `devices` devices, over all by default.
 
-  Raises ValueError when the sizes do not multiply to the number of devices.
+  One axis may be -1, "what is left". Raises ValueError when the sizes do not
+  multiply to the number of devices.
   """
+  there = jax.devices()
+  count = len(there) if devices is None else devices
+  if not 1 <= count <= len(there):
+    raise ValueError(
+      f'config.mesh.devices: {devices}; there are {len(there)} here.'
+    )
   sizes = [data, fsdp, tensor]
-  devices = jax.device_count()
   known = math.prod(size for size in sizes if size != -1)
-  if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
-    sizes[sizes.index(-1)] = devices // known
-  if math.prod(sizes) != devices or min(sizes) < 1:
+  if sizes.count(-1) == 1 and known > 0 and count % known == 0:
+    sizes[sizes.index(-1)] = count // known
+  if math.prod(sizes) != count or min(sizes) < 1:
     raise ValueError(
       f'config.mesh: data={data}, fsdp={fsdp}, tensor={tensor} does not '
-      f'multiply to the {devices} devices here.'
+      f'multiply to {count} devices.'
     )
   kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(sizes, AXES, axis_types=kinds)
+  return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=there[:count])
 
 
 def spec(dims: str, rules: Mapping = RULES) -> P:

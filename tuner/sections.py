@@ -119,11 +119,15 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis; -1: what is left. See tuner.mesh."""
+  """Devices along each axis; -1: what is left. See tuner.mesh.
+
+  devices: how many of those here are used; None: all.
+  """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  devices: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +191,13 @@ def _sections(
   adapt: Mapping,
   optimizer: Mapping,
   schedule: Mapping,
-  objective: Mapping = {'name': 'sft'},  # noqa: B006  Never changed.
+  objective: Mapping = {'name': 'sft'},
   seed: int = 0,
-  evaluate: Mapping = {},  # noqa: B006
-  checkpoint: Mapping = {},  # noqa: B006
-  export: Mapping = {},  # noqa: B006
-  mesh: Mapping = {},  # noqa: B006
-  log: Mapping = {},  # noqa: B006
+  evaluate: Mapping = {},
+  checkpoint: Mapping = {},
+  export: Mapping = {},
+  mesh: Mapping = {},
+  log: Mapping = {},
 ):
   """The signature of a config file's ConfigDict."""
 

@@ -17,9 +17,7 @@ import numpy as np
 import safetensors.numpy
 
 from tuner import adapt
-from tuner.models import decoder
-from tuner.models import hub
-from tuner.models import weights
+from tuner.models import decoder, hub, weights
 
 # What a served model needs beside its weights; copied as it is.
 COMPANIONS = (
@@ -75,9 +73,7 @@ def adapter_tensors(
       group = row.groups[1] if factor == 'a' else row.groups[0]
       order = [0, *(1 + letters.index(d) for d in group)]
       side = 'lora_A' if factor == 'a' else 'lora_B'
-      for name, one in zip(
-        hub.hf_names(row, sizes['L']), stack, strict=True
-      ):
+      for name, one in zip(hub.hf_names(row, sizes['L']), stack, strict=True):
         matrix = one.transpose(order).reshape(adaptation.rank, -1)
         matrix = matrix if factor == 'a' else matrix.T
         module = name.removesuffix('.weight')

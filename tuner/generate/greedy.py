@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.models import attention
-from tuner.models import decoder
+from tuner.models import attention, decoder
 
 BUCKET = 64  # Prompts are padded to a multiple of this many tokens.
 
@@ -59,7 +58,7 @@ def _check(prompts, max_tokens, max_positions):
     if len(prompt) + max_tokens > max_positions:
       raise ValueError(
         f'prompt {i} has {len(prompt)} tokens; with max_tokens = {max_tokens} '
-        f'it exceeds the model\'s {max_positions} positions.'
+        f"it exceeds the model's {max_positions} positions."
       )
 
 

@@ -42,7 +42,9 @@ def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=None, reach=None):
   back = -(-(reach - 1) // block)
   if (back + 1) * block >= length:
     mask = _sees(segments_BT, segments_BT, 0, window)
-    return weighted_values(q_BTNH, _heads_first(k_BTKH), _heads_first(v_BTKH), mask)
+    return weighted_values(
+      q_BTNH, _heads_first(k_BTKH), _heads_first(v_BTKH), mask
+    )
   pad = -length % block
   q, k, v = (
     jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
@@ -50,7 +52,9 @@ def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=None, reach=None):
   )
   segments = jnp.pad(segments_BT, ((0, 0), (0, pad)))
   mask = _sees(
-    _blocks(segments, block), _reachable(segments, block, back), back * block,
+    _blocks(segments, block),
+    _reachable(segments, block, back),
+    back * block,
     window,
   )
   k, v = (_heads_first(_reachable(x, block, back)) for x in (k, v))

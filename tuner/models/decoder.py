@@ -14,10 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tuner import mesh
-from tuner.models import attention
-from tuner.models import layers
-from tuner.models import linear
-from tuner.models import weights
+from tuner.models import attention, layers, linear, weights
 
 REMAT = {
   'none': None,
@@ -113,9 +110,7 @@ class Block(nnx.Module):
     norm = '{}_layernorm.weight'.format
     self.attention_norm = weights.weight('D', hf=norm('input'), init='ones')
     self.attention = Attention(config)
-    self.mlp_norm = weights.weight(
-      'D', hf=norm('post_attention'), init='ones'
-    )
+    self.mlp_norm = weights.weight('D', hf=norm('post_attention'), init='ones')
     self.mlp = Mlp(config)
     self.eps = config.eps
 

@@ -20,9 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tuner.models import decoder
-from tuner.models import families
-from tuner.models import weights
+from tuner.models import decoder, families, weights
 
 SHARD_BYTES = 5 * 10**9
 DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}

@@ -66,9 +66,7 @@ def _frequencies(rope: Rope, size: int) -> np.ndarray:
   return frequency_H
 
 
-def rotate(
-  x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   """x with channel pairs (i, i + H/2) turned by their position's angle."""
   cos, sin = (table[:, :, None, :] for table in tables)
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)

@@ -105,9 +105,7 @@ def _scan(one, chunk, x, tokens, wanted):
   def body(_, args):
     shapes = jax.eval_shape(one, *args)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return None, jax.lax.cond(
-      args[2].any(), lambda: one(*args), lambda: zeros
-    )
+    return None, jax.lax.cond(args[2].any(), lambda: one(*args), lambda: zeros)
 
   parts = tuple(_to_chunks(a, chunk) for a in (x, tokens, wanted))
   return jax.lax.scan(body, None, parts)[1]

@@ -6,8 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from tuner.models import decoder
-from tuner.models import logprobs
+from tuner.models import decoder, logprobs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from tuner.models import decoder
-from tuner.models import layers
+from tuner.models import decoder, layers
 
 ROPE_KINDS = ('default', 'linear', 'dynamic', 'llama3')
 
