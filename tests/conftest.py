@@ -24,7 +24,7 @@ import support
 
 
 def pytest_collection_modifyitems(items):
-  """Parity tests need torch: absent, they skip, or fail where it is required."""
+  """Without torch parity tests skip, or fail where it is required."""
   if importlib.util.find_spec('torch') and importlib.util.find_spec('peft'):
     return
   if os.environ.get('TUNER_REQUIRE_TORCH') == '1':

@@ -68,7 +68,7 @@ def _train(experiment, workdir, allow_change, stop) -> int:
 
 
 def fit(experiment, frozen, state, workdir, checkpoints, resumed, stop):
-  """The state after the last step, or after the step at which it was stopped."""
+  """The state after the last step, or after the one it was stopped at."""
   own, source = experiment.config, experiment.source
   if int(state.step) >= experiment.total_steps:
     return state

@@ -125,7 +125,7 @@ class Experiment:
     return frozen, jax.jit(first, out_shardings=shardings)(trainable)
 
   def state_shardings(self, state: Any) -> Any:
-    """A sharding for each leaf: moments as their weight, the rest replicated."""
+    """A sharding for each leaf: moments as their weight, others replicated."""
     replicated = jax.sharding.NamedSharding(
       self.mesh, jax.sharding.PartitionSpec()
     )
@@ -256,7 +256,7 @@ def _pack(config, rows, tokenizer, stop_ids):
 
 
 def _cast(x, dtype):
-  """Floating arrays in the dtype to compute in; keys and integers as they are."""
+  """Floating arrays in the dtype to compute in; keys and integers stay."""
   x = linear.value_of(x)
   if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
     return x

@@ -22,8 +22,9 @@ RULES = {
   'F': 'tensor',
   'V': 'tensor',
 }
-# Activations keep D whole: their batch already uses the fsdp axis.
-ACTIVATION_RULES = {'B': ('data', 'fsdp')}
+# Activations, and the embedding where it is looked up, keep D whole: their
+# batch already uses the fsdp axis.
+ACTIVATION_RULES = {'B': ('data', 'fsdp'), 'V': 'tensor'}
 
 
 def make(
@@ -88,12 +89,16 @@ def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
 def constrain(x: jax.Array, dims: str) -> jax.Array:
   """x held to its activation sharding in the mesh set by jax.set_mesh.
 
-  Without a mesh, or with rows that do not divide, x as it is.
+  Without a mesh, or where a dim does not divide, x as it is.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % _parts(mesh, RULES['B']):
+  rules = ACTIVATION_RULES
+  if mesh.empty or any(
+    size % _parts(mesh, rules.get(letter))
+    for letter, size in zip(dims, x.shape, strict=True)
+  ):
     return x
-  return jax.lax.with_sharding_constraint(x, spec(dims, ACTIVATION_RULES))
+  return jax.lax.with_sharding_constraint(x, spec(dims, rules))
 
 
 def _parts(mesh, axes) -> int:

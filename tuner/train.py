@@ -87,7 +87,7 @@ def make_step(
 
 
 def sum_over(one: Callable, batch: Mapping[str, jax.Array]) -> Any:
-  """The sum of one(i, micro-batch i) over the leading axis; floats in float32."""
+  """The sum over i of one(i, micro-batch i); floats added in float32."""
   indexed = (jnp.arange(len(batch['tokens'])), batch)
 
   def wide(x):

@@ -147,7 +147,8 @@ class Decoder(nnx.Module):
       as `attend_packed` or generate.cache's; memory is carried through layers.
     remat: 'none', 'dots' or 'full': what the backward pass computes again.
     """
-    x = jnp.take(linear.value_of(self.embed), tokens_BT, axis=0)
+    embed = mesh.constrain(linear.value_of(self.embed), 'VD')
+    x = jnp.take(embed, tokens_BT, axis=0)
     x = mesh.constrain(x, 'BTD')
     tables = layers.rope_tables(self.config.rope, positions_BT, self.config.H)
 
@@ -171,7 +172,7 @@ class Decoder(nnx.Module):
 
 
 def head_logits(head: Any, x_BTD: jax.Array, tied: bool) -> jax.Array:
-  """float32 logits_BTV by a head of dims DV, or VD where it is the embedding."""
+  """float32 logits_BTV by a head of dims DV, or VD if it is the embedding."""
   spec = 'BTD,VD->BTV' if tied else 'BTD,DV->BTV'
   return linear.project(spec, x_BTD, head).astype(jnp.float32)
 

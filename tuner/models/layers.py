@@ -1,4 +1,4 @@
-"""The small layers: RMS norm and rotary positions with every scaling of Llama."""
+"""The small layers: RMS norm, and rotary positions with Llama's scalings."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What an objective sees of a model: `.logprobs(batch)` and `.logits(batch)`."""
+"""What an objective sees of a model: `.logprobs(batch)`, `.logits(batch)`."""
 
 import dataclasses
 import functools
