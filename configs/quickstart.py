@@ -4,15 +4,19 @@ scripts/quickstart.sh, or after scripts/fetch_quickstart.py:
 python -m tuner.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 """
 
+import os
+
 import ml_collections
+
+CACHE = os.environ.get('TUNER_CACHE', '~/.cache/tuner')
 
 
 def get_config():
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.model = dict(path='~/.cache/tuner/SmolLM2-135M-Instruct')
+  config.model = dict(path=f'{CACHE}/SmolLM2-135M-Instruct')
   config.data = dict(
-    path='~/.cache/tuner/addresses.jsonl',
+    path=f'{CACHE}/addresses.jsonl',
     system='Extract the parts of the US address as JSON.',
     max_tokens=256,
     test=0.12,

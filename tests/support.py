@@ -4,13 +4,14 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
-from tuner.models import families, hub, weights
+from tuner.models import families, hub, policy, weights
 
 SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 # Each of these is one token; everything else is bytes.
@@ -127,3 +128,39 @@ def config(model: pathlib.Path, rows: pathlib.Path):
   c.mesh = dict(data=-1, fsdp=1, tensor=1, devices=1)
   c.log = dict(writers=('jsonl',))
   return c
+
+
+def load_model(path: pathlib.Path):
+  """(declared model, its weights by path) of a model directory."""
+  model = hub.declare(path)
+  return model, hub.load(path, model)
+
+
+@jax.jit
+def logits(model, tokens_BT):
+  """float32 logits_BTV of a filled model on rows of one example each."""
+  batch = {
+    'tokens': tokens_BT,
+    'positions': jnp.broadcast_to(
+      jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
+    ),
+    'segments': jnp.ones_like(tokens_BT),
+  }
+  return policy.Policy(model).logits(batch)
+
+
+def pack(rows, width: int) -> dict:
+  """A batch [B, T]: each row a list of (ids, first trained position)."""
+  names = ('tokens', 'positions', 'segments')
+  batch = {name: np.zeros((len(rows), width), np.int32) for name in names}
+  batch['mask'] = np.zeros((len(rows), width), np.float32)
+  for i, row in enumerate(rows):
+    start = 0
+    for segment, (ids, trained) in enumerate(row, 1):
+      span = slice(start, start + len(ids))
+      batch['tokens'][i, span] = ids
+      batch['positions'][i, span] = np.arange(len(ids))
+      batch['segments'][i, span] = segment
+      batch['mask'][i, span] = np.arange(len(ids)) >= trained
+      start += len(ids)
+  return batch
