@@ -83,7 +83,9 @@ def fit(experiment, frozen, state, workdir, checkpoints, resumed, stop):
     )  # fmt: skip
     dev = None
     if own.evaluate.every:
-      dev = measure.HeldOut(experiment, experiment.split.dev)
+      dev = measure.HeldOut(
+        experiment, experiment.split.dev, own.evaluate.dev_answers
+      )
 
     def step_once(state, step):
       return compiled(state, frozen, experiment.put(source(step)))
@@ -99,10 +101,7 @@ def fit(experiment, frozen, state, workdir, checkpoints, resumed, stop):
     def pause(step, state):
       score = None
       if _is_due(step, own.evaluate.every):
-        tuned = experiment.tuned(frozen, state.trainable)
-        nats, n = dev.loss(tuned)
-        log.write_eval(step, 'dev', 'nats_per_token', nats.mean, n, *nats[1:])
-        score = nats.mean
+        score = _measure_dev(experiment, dev, frozen, state, workdir, log)
       if _is_due(step, own.checkpoint.every):
         checkpoints.save(step, state, score)
       meter.restart()
@@ -114,6 +113,18 @@ def fit(experiment, frozen, state, workdir, checkpoints, resumed, stop):
     )  # fmt: skip
     checkpoints.save(int(state.step), state)
   return state
+
+
+def _measure_dev(experiment, dev, frozen, state, workdir, log) -> float:
+  """Logs loss and scores on the dev split; the loss, which keep_best ranks."""
+  step = int(state.step)
+  tuned = experiment.tuned(frozen, state.trainable)
+  system = ['tuned', experiment.facts(), step]
+  found = dev.measure(workdir / 'eval', f'dev.{step}', tuned, system)
+  for name, score in found['metrics'].items():
+    numbers = (score[key] for key in ('value', 'n', 'low', 'high'))
+    log.write_eval(step, 'dev', name, *numbers)
+  return found['metrics']['nats_per_token']['value']
 
 
 def compile_step(experiment: Experiment, frozen, state):

@@ -19,10 +19,20 @@ SEED = 0  # Of every bootstrap, so that a number is the same when read again.
 
 
 class HeldOut:
-  """A split's rows, tokenised once, and how to measure a policy on them."""
+  """A split's rows, tokenised once, and how to measure a policy on them.
 
-  def __init__(self, experiment: experiment_lib.Experiment, rows: list):
+  answers: how many of the rows, from the first, are answered by generating;
+  None: all. The loss is of all rows.
+  """
+
+  def __init__(
+    self,
+    experiment: experiment_lib.Experiment,
+    rows: list,
+    answers: int | None = None,
+  ):
     self.experiment = experiment
+    self.answers = answers
     self.rows = rows
     config = experiment.config
     self.examples = chat.encode(
@@ -58,14 +68,15 @@ class HeldOut:
   def answer(self, tuned: policy.Policy) -> generative.Result:
     """Greedy answers to every prompt, scored by config.evaluate.metrics."""
     own, tokenizer = self.experiment.config.evaluate, self.experiment.tokenizer
-    prompts = [chat.prompt_ids(row, tokenizer) for row in self.rows]
+    rows = self.rows[: self.answers]
+    prompts = [chat.prompt_ids(row, tokenizer) for row in rows]
     stop_ids = self.experiment.stop_ids
     answers = greedy.generate(
       tuned.model, prompts, stop_ids, own.max_tokens, own.rows
     )
     decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
     metrics = generative.find(own.metrics)
-    return generative.score(self.rows, answers, decode, stop_ids, metrics, SEED)
+    return generative.score(rows, answers, decode, stop_ids, metrics, SEED)
 
   def key(self, system: Any) -> str:
     """What a written result depends on: rows, decoding, template, system."""
@@ -74,6 +85,7 @@ class HeldOut:
       split_lib.digest(self.rows),
       sorted(own.metrics),
       own.max_tokens,
+      self.answers,
       str(self.experiment.tokenizer.chat_template),
       system,
     ]
@@ -94,7 +106,7 @@ class HeldOut:
     nats, n = self.loss(tuned)
     metrics = {'nats_per_token': (nats, n)}
     result = generative.Result([], {}, {})
-    if self.experiment.config.evaluate.metrics:
+    if self.experiment.config.evaluate.metrics and self.answers != 0:
       result = self.answer(tuned)
     generative.write(folder, suite, result, metrics, key)
     return json.loads(file.read_text(encoding='utf-8'))

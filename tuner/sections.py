@@ -88,15 +88,17 @@ class Evaluate:
 
   metrics: of tuner.evals.metrics, or dotted names, on greedy answers of at
   most max_tokens; () generates nothing. rows: prompts decoded at a time.
-  every: steps between losses on the dev split; 0: never. base: the untuned
-  model on the same rows, too. test: 'end' reads the test split once training
-  is over, 'never' leaves it unread.
+  every: steps between measurements on the dev split (its loss, and the metrics
+  on its first dev_answers rows); 0: never. base: the untuned model on the same
+  rows, too. test: 'end' measures on the test split, base before training and
+  tuned after it; 'never' leaves it unread.
   """
 
   metrics: tuple[str, ...] = ('exact',)
   max_tokens: int = 256
   rows: int = 64
   every: int = 0
+  dev_answers: int = 32
   base: bool = True
   test: Literal['end', 'never'] = 'end'
 
@@ -210,6 +212,7 @@ AT_LEAST = {
   'evaluate.max_tokens': 1,
   'evaluate.rows': 1,
   'evaluate.every': 0,
+  'evaluate.dev_answers': 0,
   'checkpoint.every': 0,
   'checkpoint.keep_last': 1,
   'checkpoint.keep_best': 0,
