@@ -8,6 +8,7 @@ the unfit ones. Of a prediction nothing is asked: text that is no JSON scores 0.
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -31,11 +32,12 @@ def contains(prediction: str, reference: str) -> float:
 def json_valid(prediction: str, reference: str) -> float:
   """1 where the prediction is one JSON value (RFC 8259) and nothing else.
 
-  Not valid: a key twice in an object, NaN, Infinity, a number too large for
-  a double, text before or after. The reference is not looked at.
+  Not valid: NaN, Infinity, a number too large for a double, text before or
+  after. A key twice in an object is valid, as every common parser takes it;
+  `json_equal` and `field_f1` score it 0. The reference is not looked at.
   """
   del reference
-  return float(_parsed(prediction) is not _INVALID)
+  return float(_parsed(prediction, dict) is not _INVALID)
 
 
 def json_equal(prediction: str, reference: str) -> float:
@@ -80,13 +82,16 @@ def _wanted(reference: str) -> Any:
   return value
 
 
-def _parsed(text: str) -> Any:
-  """The JSON value, in a form in which == is equality of JSON values."""
+def _parsed(text: str, pairs: Callable | None = None) -> Any:
+  """The JSON value, in a form in which == is equality of JSON values.
+
+  pairs: makes an object of its pairs; by default a key twice is invalid.
+  """
   try:
     return _comparable(
       json.loads(
         text,
-        object_pairs_hook=_unique,
+        object_pairs_hook=pairs or _unique,
         parse_constant=_refuse,
         parse_float=_finite,
       )
