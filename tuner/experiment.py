@@ -166,12 +166,12 @@ def cache_dir() -> pathlib.Path:
   return pathlib.Path(home).expanduser()
 
 
-def prepare(config: Mapping[str, Any]) -> Experiment:
+def prepare(given: Mapping[str, Any]) -> Experiment:
   """Checks the config, reads the data, declares the model; loads no weight.
 
   Raises ValueError for what the user can mend.
   """
-  config = sections.read(config)
+  config = sections.read(given)
   base_dir = hub.directory(config.model.path, config.model.revision)
   model = hub.declare(base_dir)
   mesh = mesh_lib.make(**dataclasses.asdict(config.mesh))

@@ -32,6 +32,6 @@ def held_out(
     there = row_targets > 0
     nats.append(row_nats[there])
     targets.append(row_targets[there])
-  nats, targets = np.concatenate(nats), np.concatenate(targets)
-  interval = stats.bootstrap(nats / targets, seed, weights=targets)
-  return interval, len(nats)
+  nats_N, targets_N = np.concatenate(nats), np.concatenate(targets)
+  interval = stats.bootstrap(nats_N / targets_N, seed, weights=targets_N)
+  return interval, len(nats_N)

@@ -21,11 +21,11 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-  scores: Sequence[float],
+  scores: Sequence[float] | np.ndarray,
   seed: int,
   samples: int = 10_000,
   level: float = 0.95,
-  weights: Sequence[float] | None = None,
+  weights: Sequence[float] | np.ndarray | None = None,
 ) -> Interval:
   """The mean of `scores` and its interval.
 
@@ -83,7 +83,7 @@ def paired(
   return _percentile(gain, np.ones_like(gain), seed, samples, level)
 
 
-def _checked(scores: Sequence[float]) -> np.ndarray:
+def _checked(scores: Sequence[float] | np.ndarray) -> np.ndarray:
   values = np.asarray(scores, np.float64)
   if values.ndim != 1 or not len(values):
     raise ValueError(f'no rows to score: shape {values.shape}')
