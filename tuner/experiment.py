@@ -122,7 +122,9 @@ class Experiment:
       train.initial_state, transform=self.optimizer.transform
     )
     shardings = self.state_shardings(jax.eval_shape(first, trainable))
-    return frozen, jax.jit(first, out_shardings=shardings)(trainable)
+    # Donated: full fine-tuning would hold its weights twice.
+    first = jax.jit(first, donate_argnums=0, out_shardings=shardings)
+    return frozen, first(trainable)
 
   def state_shardings(self, state: Any) -> Any:
     """A sharding for each leaf: moments as their weight, others replicated."""
