@@ -63,3 +63,15 @@ def tiny_rows(tmp_path_factory):
 def tiny_config(tiny_dir, tiny_rows):
   """A config that trains the tiny model in seconds; a test changes keys."""
   return support.config(tiny_dir, tiny_rows)
+
+
+@pytest.fixture(scope='module')
+def quick_compiles():
+  """XLA compiles in half the time, to slower code: for laws, not for speed."""
+  import jax
+
+  name = 'jax_disable_most_optimizations'
+  before = jax.config.values[name]
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, before)
