@@ -4,11 +4,26 @@ from typing import Any
 
 from tuner.models import decoder, layers
 
+REQUIRED = (
+  'num_hidden_layers',
+  'hidden_size',
+  'num_attention_heads',
+  'intermediate_size',
+  'vocab_size',
+  'rms_norm_eps',
+  'max_position_embeddings',
+)
 ROPE_KINDS = ('default', 'linear', 'dynamic', 'llama3')
 
 
 def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
-  """The config.json of a Llama, older and newer spelling of rope alike."""
+  """The config.json of a Llama, older and newer spelling of rope alike.
+
+  Raises ValueError for a missing key and for what this family does not know.
+  """
+  missing = [key for key in REQUIRED if config.get(key) is None]
+  if missing:
+    raise ValueError(f'config.json: {", ".join(missing)} missing.')
   if config.get('hidden_act', 'silu') != 'silu':
     raise ValueError(
       f'config.json: hidden_act: {config["hidden_act"]!r}; this family knows '
@@ -33,22 +48,24 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
 
 
 def rope(config: dict[str, Any]) -> layers.Rope:
-  """The rotary embedding; `rope_parameters` (new) wins over `rope_scaling`.
+  """The rotary embedding, from `rope_parameters` (new) or `rope_scaling` (old).
 
-  Raises ValueError for an unknown kind and where old and new names disagree
-  on the base: some reader of that directory is wrong.
+  Raises ValueError for an unknown kind and where two places disagree: some
+  reader of that directory is wrong.
   """
-  new = config.get('rope_parameters') or {}
-  scaling = new or config.get('rope_scaling') or {}
-  thetas = {
-    float(source['rope_theta'])
-    for source in (new, config)
-    if source.get('rope_theta') is not None
-  }
-  if len(thetas) > 1:
+  new, old = (config.get(k) for k in ('rope_parameters', 'rope_scaling'))
+  if new and old and {**new, **old} != {**old, **new}:
     raise ValueError(
-      f'config.json: rope_theta is {config["rope_theta"]} and '
-      f'rope_parameters.rope_theta is {new["rope_theta"]}; they must agree.'
+      f'config.json: rope_scaling is {old} and rope_parameters is {new}; they '
+      'must agree.'
+    )
+  scaling = {**(old or {}), **(new or {})}
+  thetas = [source.get('rope_theta') for source in (config, scaling)]
+  given = {float(theta) for theta in thetas if theta is not None}
+  if len(given) > 1:
+    raise ValueError(
+      f'config.json: rope_theta is {thetas[0]} and '
+      f'rope_parameters.rope_theta is {thetas[1]}; they must agree.'
     )
   kind = scaling.get('rope_type', scaling.get('type', 'default'))
   if kind not in ROPE_KINDS:
@@ -56,12 +73,14 @@ def rope(config: dict[str, Any]) -> layers.Rope:
       f'config.json: rope type {kind!r} is not supported; supported: '
       f'{", ".join(ROPE_KINDS)}.'
     )
-  original = scaling.get('original_max_position_embeddings')
+  original = config['max_position_embeddings']
+  if kind == 'llama3':  # `transformers` reads it for this kind alone.
+    original = scaling.get('original_max_position_embeddings') or original
   return layers.Rope(
-    theta=thetas.pop() if thetas else 10000.0,
+    theta=given.pop() if given else 10000.0,
     kind=kind,
     factor=float(scaling.get('factor') or 1.0),
-    original=original or config['max_position_embeddings'],
+    original=original,
     low_frequency=float(scaling.get('low_freq_factor') or 1.0),
     high_frequency=float(scaling.get('high_freq_factor') or 4.0),
   )
