@@ -41,6 +41,7 @@ def train(
 
 def _train(experiment, workdir, allow_change, stop) -> int:
   own, facts = experiment.config, experiment.facts()
+  dev, test = held_out(experiment)
   base = experiment.load_base()
   with checkpoint.Checkpoints(
     workdir, facts, own.checkpoint.keep_last, own.checkpoint.keep_best,
@@ -52,22 +53,35 @@ def _train(experiment, workdir, allow_change, stop) -> int:
       commits.compare_facts(then, checkpoints.facts, allow_change)
     _write_json(workdir / 'config.json', experiment.resolved)
     _write_json(workdir / 'run.json', _run_record(experiment, facts))
-    _measure_base(experiment, base, workdir)
+    _measure_base(experiment, base, test, workdir)
     frozen, state = experiment.start(base)
     del base
     if resumed is not None:
       like = jax.tree.map(_described, state)
       state = checkpoints.restore(resumed, like)
-    state = fit(experiment, frozen, state, workdir, checkpoints, resumed, stop)
+    state = fit(
+      experiment, frozen, state, dev, workdir, checkpoints, resumed, stop
+    )
   if int(state.step) < experiment.total_steps:
     print(f'stopped at step {int(state.step)}, saved; run the same command to '
           'go on', file=sys.stderr)  # fmt: skip
     return stop_lib.EXIT_CODE
-  finish(experiment, frozen, state, workdir)
+  finish(experiment, frozen, state, test, workdir)
   return 0
 
 
-def fit(experiment, frozen, state, workdir, checkpoints, resumed, stop):
+def held_out(experiment):
+  """(dev, test) to measure on, None for what the config does not ask for."""
+  own, split = experiment.config.evaluate, experiment.split
+  dev = test = None
+  if own.every:
+    dev = measure.HeldOut(experiment, split.dev, own.dev_answers)
+  if own.test == 'end' and split.test:
+    test = measure.HeldOut(experiment, split.test)
+  return dev, test
+
+
+def fit(experiment, frozen, state, dev, workdir, checkpoints, resumed, stop):
   """The state after the last step, or after the one it was stopped at."""
   own, source = experiment.config, experiment.source
   if int(state.step) >= experiment.total_steps:
@@ -81,11 +95,6 @@ def fit(experiment, frozen, state, workdir, checkpoints, resumed, stop):
         jax.process_index(),
       )
     )  # fmt: skip
-    dev = None
-    if own.evaluate.every:
-      dev = measure.HeldOut(
-        experiment, experiment.split.dev, own.evaluate.dev_answers
-      )
 
     def step_once(state, step):
       return compiled(state, frozen, experiment.put(source(step)))
@@ -150,14 +159,13 @@ def compile_step(experiment: Experiment, frozen, state):
   return compiled
 
 
-def finish(experiment, frozen, state, workdir) -> None:
+def finish(experiment, frozen, state, test, workdir) -> None:
   """Measures the tuned model, exports it, and prints what was won."""
   own, folder = experiment.config, workdir / 'eval'
   tuned = experiment.tuned(frozen, state.trainable)
-  if own.evaluate.test == 'end' and experiment.split.test:
-    held_out = measure.HeldOut(experiment, experiment.split.test)
+  if test is not None:
     system = ['tuned', experiment.facts()]
-    scores = held_out.measure(folder, 'test.tuned', tuned, system)
+    scores = test.measure(folder, 'test.tuned', tuned, system)
     print_scores(folder, scores, own.evaluate.base, experiment.base_dir.name)
   for line in export(experiment, frozen, state, workdir):
     print(line)
@@ -229,16 +237,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _measure_base(experiment, base, workdir) -> None:
-  own = experiment.config.evaluate
-  if not (own.base and own.test == 'end' and experiment.split.test):
+def _measure_base(experiment, base, test, workdir) -> None:
+  if test is None or not experiment.config.evaluate.base:
     return
-  held_out = measure.HeldOut(experiment, experiment.split.test)
   system = ['base', experiment.facts()['model']]
-  say(f'measuring the base on {len(held_out.rows)} held-out rows')
-  held_out.measure(
-    workdir / 'eval', 'test.base', experiment.filled(base), system
-  )
+  say(f'measuring the base on {len(test.rows)} held-out rows')
+  test.measure(workdir / 'eval', 'test.base', experiment.filled(base), system)
 
 
 def _run_record(experiment: Experiment, facts) -> dict[str, Any]:

@@ -174,12 +174,19 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   Raises ValueError for what the user can mend.
   """
   config = sections.read(given)
-  base_dir = hub.directory(config.model.path, config.model.revision)
+  base_dir = _base_dir(config.model)
   model = hub.declare(base_dir)
   mesh = mesh_lib.make(**dataclasses.asdict(config.mesh))
   declared = weights.rows(model)
   bound = named.bind(config.adapt, adapt, where='config.adapt', takes=('rows',))
   adaptation = bound(declared)
+  if not adaptation.dims:
+    raise ValueError('config.adapt.targets: empty; nothing would train.')
+  if config.export.formats == ('adapter',) and not adaptation.letters:
+    raise ValueError(
+      f"config.export.formats: 'adapter', but {config.adapt['name']!r} makes "
+      "none; use 'model'."
+    )
   objective = named.bind(
     config.objective,
     tuner.objectives.sft,
@@ -228,6 +235,23 @@ def check_fit(config, model, mesh, source) -> None:
       f'the longest example has {source.longest} tokens; the model has '
       f'{model.config.max_positions} positions. Set config.data.max_tokens.'
     )
+
+
+def _base_dir(model: sections.Model) -> pathlib.Path:
+  """The base's directory, fetched from the hub for an id like 'org/name'."""
+  path = pathlib.Path(model.path).expanduser()
+  is_id = model.path.count('/') == 1 and model.path[:1] not in './~'
+  if not model.path or not (is_id or path.is_dir()):
+    found = named.existing_path(model.path, 'config.model.path')
+    raise ValueError(f'config.model.path: {found} is a file, not a directory.')
+  try:
+    return hub.directory(model.path, model.revision)
+  except OSError as error:  # All that the hub raises: no network, no such id.
+    reason = (str(error).splitlines() or [''])[0]
+    raise RuntimeError(
+      f'config.model.path: {model.path!r} is no directory here, and the hub '
+      f'did not give it: {reason}'
+    ) from error
 
 
 def _split(data: sections.Data) -> split_lib.Split:

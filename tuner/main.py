@@ -1,7 +1,8 @@
 """python -m tuner.main [COMMAND] --config=FILE --workdir=DIR [--config.key=v].
 
 COMMAND is `train` (the default). Any key of the config can be set on the
-command line, as in --config.schedule.peak=5e-4.
+command line, as in --config.schedule.peak=5e-4, those that the file leaves out
+among them.
 """
 
 import os
@@ -11,8 +12,14 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from tuner import named
+
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', help_string='The experiment, a file of configs/.'
+  'config',
+  help_string='The experiment, a file of configs/.',
+  # Keys that the file leaves out can be set; tuner.sections knows them all.
+  lock_config=False,
+  accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept.')
 _ALLOW_CHANGE = flags.DEFINE_list(
@@ -35,10 +42,12 @@ def main(argv: list[str]) -> None:
   # No library of ours may reach for a hub or a telemetry server by itself.
   os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
-  from tuner import commands  # Imports jax, which --help need not wait for.
-
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
   try:
+    named.existing_path(file.partition(':')[0], '--config')
+    from tuner import commands  # Imports jax, which --help need not wait for.
+
     sys.exit(commands.train(_CONFIG.value, workdir, _ALLOW_CHANGE.value))
   except (ValueError, RuntimeError) as error:
     if logging.level_debug():

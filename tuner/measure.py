@@ -21,6 +21,8 @@ SEED = 0  # Of every bootstrap, so that a number is the same when read again.
 class HeldOut:
   """A split's rows, tokenised once, and how to measure a policy on them.
 
+  Raises ValueError for rows that cannot be measured, before a model is there.
+
   answers: how many of the rows, from the first, are answered by generating;
   None: all. The loss is of all rows.
   """
@@ -33,7 +35,6 @@ class HeldOut:
   ):
     self.experiment = experiment
     self.answers = answers
-    self.rows = rows
     config = experiment.config
     self.examples = chat.encode(
       rows,
@@ -43,6 +44,12 @@ class HeldOut:
       config.data.too_long,
       experiment_lib.cache_dir() / 'tokens',
     )
+    # Without those that too_long='drop' leaves out: loss and answers are of
+    # the same rows.
+    self.rows = [rows[i] for i in self.examples.row.tolist()]
+    self.metrics = generative.find(config.evaluate.metrics)
+    if self.metrics and answers != 0:
+      self._check_answers()
     self.source = sources.once(
       self.examples,
       config.batch.rows // config.batch.accumulate,
@@ -69,14 +76,39 @@ class HeldOut:
     """Greedy answers to every prompt, scored by config.evaluate.metrics."""
     own, tokenizer = self.experiment.config.evaluate, self.experiment.tokenizer
     rows = self.rows[: self.answers]
-    prompts = [chat.prompt_ids(row, tokenizer) for row in rows]
+    prompts = self._prompts()
     stop_ids = self.experiment.stop_ids
     answers = greedy.generate(
       tuned.model, prompts, stop_ids, own.max_tokens, own.rows
     )
     decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
-    metrics = generative.find(own.metrics)
-    return generative.score(rows, answers, decode, stop_ids, metrics, SEED)
+    return generative.score(rows, answers, decode, stop_ids, self.metrics, SEED)
+
+  def _prompts(self) -> list[list[int]]:
+    """Token ids of the prompts to be answered."""
+    tokenizer = self.experiment.tokenizer
+    rows = self.rows[: self.answers]
+    return [chat.prompt_ids(row, tokenizer) for row in rows]
+
+  def _check_answers(self) -> None:
+    """Raises ValueError for what would fail once the model has answered."""
+    for name, metric in self.metrics.items():
+      for row in self.rows[: self.answers]:
+        try:
+          metric(row.reference, row.reference)
+        except ValueError as error:
+          raise ValueError(
+            f'{row.where}: config.evaluate.metrics: {name}: {error}'
+          ) from error
+    limit = self.experiment.model.config.max_positions
+    longest = max(len(ids) for ids in self._prompts())
+    room = self.experiment.config.evaluate.max_tokens
+    if longest + room > limit:
+      raise ValueError(
+        f'config.evaluate.max_tokens: {room}; the longest held-out prompt has '
+        f'{longest} tokens, and the model {limit} positions: at most '
+        f'{limit - longest}.'
+      )
 
   def key(self, system: Any) -> str:
     """What a written result depends on: rows, decoding, template, system."""

@@ -7,9 +7,10 @@ function is (tuner.named).
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from tuner import named
@@ -136,7 +137,10 @@ class Mesh:
 class Log:
   """writers: 'jsonl', 'tensorboard', 'wandb', 'trackio'."""
 
-  writers: tuple[str, ...] = ('jsonl', 'tensorboard')
+  writers: tuple[Literal['jsonl', 'tensorboard', 'wandb', 'trackio'], ...] = (
+    'jsonl',
+    'tensorboard',
+  )
 
 
 RECORDS = {
@@ -178,30 +182,31 @@ class Config:
 
 def read(config: Mapping[str, Any]) -> Config:
   """The config, checked key by key. Raises ValueError naming the key."""
-  values = named.fill(_sections, config, where='config').resolved
+  values = named.fill(get_config, config, where='config').resolved
+  values['objective'] = values['objective'] or {'name': 'sft'}
   for name, record in RECORDS.items():
-    section = named.fill(record, values[name], where=f'config.{name}')
+    section = named.fill(record, values[name] or {}, where=f'config.{name}')
     values[name] = section()
   return _checked(Config(**values))
 
 
-def _sections(
-  model: Mapping,
-  data: Mapping,
-  batch: Mapping,
-  train: Mapping,
-  adapt: Mapping,
-  optimizer: Mapping,
-  schedule: Mapping,
-  objective: Mapping = {'name': 'sft'},
+def get_config(
+  model,
+  data,
+  batch,
+  train,
+  adapt,
+  optimizer,
+  schedule,
+  objective=None,
   seed: int = 0,
-  evaluate: Mapping = {},
-  checkpoint: Mapping = {},
-  export: Mapping = {},
-  mesh: Mapping = {},
-  log: Mapping = {},
+  evaluate=None,
+  checkpoint=None,
+  export=None,
+  mesh=None,
+  log=None,
 ):
-  """The signature of a config file's ConfigDict."""
+  """The sections of a config; None: with their defaults."""
 
 
 AT_LEAST = {
@@ -221,11 +226,13 @@ AT_LEAST = {
 
 
 def _checked(config: Config) -> Config:
-  for key, least in AT_LEAST.items():
-    section, field = key.split('.')
-    value = getattr(getattr(config, section), field)
-    if value < least:
-      raise ValueError(f'config.{key}: {value}; it must be at least {least}.')
+  _check_ranges(config)
+  batch, writers = config.batch, config.log.writers
+  if batch.rows % batch.accumulate:
+    raise ValueError(
+      f'config.batch.rows: {batch.rows}; it must be a multiple of '
+      f'config.batch.accumulate, which is {batch.accumulate}.'
+    )
   if config.checkpoint.keep_best and not config.evaluate.every:
     raise ValueError(
       'config.checkpoint.keep_best: the best is by the loss on the dev split; '
@@ -236,4 +243,41 @@ def _checked(config: Config) -> Config:
       f'config.evaluate.every: {config.evaluate.every}, but config.data.dev is '
       '0: hold out a dev split, such as 0.05. The test split is for the end.'
     )
+  for name in {'wandb', 'trackio'}.intersection(writers):
+    if importlib.util.find_spec(name) is None:
+      raise ValueError(
+        f"config.log.writers: {name!r} is not installed: pip install '"
+        f"tuner[{name}]', or leave it out."
+      )
   return config
+
+
+def _check_ranges(config: Config) -> None:
+  for key, value in _numbers(config.resolved(), 'config'):
+    if not math.isfinite(value):
+      raise ValueError(f'{key}: {value}; it must be a finite number.')
+  for key, least in AT_LEAST.items():
+    section, field = key.split('.')
+    value = getattr(getattr(config, section), field)
+    if value < least:
+      raise ValueError(f'config.{key}: {value}; it must be at least {least}.')
+  for key in ('test', 'dev'):
+    value = getattr(config.data, key)
+    if not 0 <= value < 1:
+      raise ValueError(f'config.data.{key}: {value}; it must be in [0, 1).')
+  norm = config.train.clip_norm
+  if norm is not None and norm <= 0:
+    raise ValueError(
+      f'config.train.clip_norm: {norm}; it must be above 0, or None.'
+    )
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f'config.seed: {config.seed}; it must be in [0, 2^32).')
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+  """(key, number) of every number in nested dicts."""
+  if isinstance(value, Mapping):
+    for name, inner in value.items():
+      yield from _numbers(inner, f'{key}.{name}')
+  elif isinstance(value, int | float):
+    yield key, value
