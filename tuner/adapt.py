@@ -193,22 +193,35 @@ def select(declared: Rows, targets: str | Sequence[str]) -> tuple[str, ...]:
   for target in [targets] if isinstance(targets, str) else targets:
     found = {p for p, row in linears.items() if _matches(target, p, row)}
     if not found:
-      names = sorted({path.rpartition('.')[2] for path in linears})
-      near = difflib.get_close_matches(target, names, 1)
-      hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise ValueError(
-        f'config.adapt.targets: {target!r} names no matrix of the blocks{hint} '
-        f'Names are {", ".join(names)}; letters are those of their dims.'
-      )
+      raise ValueError(_names_nothing(target, linears))
     chosen |= found
+  if not chosen:
+    raise ValueError(_names_nothing(targets, linears))
   return tuple(path for path in linears if path in chosen)
+
+
+def _names_nothing(target: str | Sequence[str], linears: Rows) -> str:
+  """What to say of a target that is no matrix, with the nearest that is."""
+  names = sorted({path.rpartition('.')[2] for path in linears})
+  known = [name for p, row in linears.items() for name in _names(p, row)]
+  near = difflib.get_close_matches(target, known, 1)
+  hint = f'; did you mean {near[0]!r}?' if near else '.'
+  return (
+    f'config.adapt.targets: {target!r} names no matrix of the blocks{hint} '
+    f'Names are {", ".join(names)}; letters are those of their dims.'
+  )
 
 
 def _matches(target: str, path: str, row: weights.Row) -> bool:
   if len(target) == 1 and target.isupper():
     return target in row.dims.lstrip('L')
+  return target in _names(path, row)
+
+
+def _names(path: str, row: weights.Row) -> tuple[str, str, str]:
+  """('q', 'q_proj', 'blocks.attention.q')."""
   hf_name = row.hf.removesuffix('.weight').rpartition('.')[2]
-  return target in (path, path.rpartition('.')[2], hf_name)
+  return path.rpartition('.')[2], hf_name, path
 
 
 def merge(declared: Rows, attached: Mapping[str, Any], path: str) -> jax.Array:

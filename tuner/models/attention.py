@@ -68,7 +68,7 @@ def block_size(reach: int) -> int:
   Blocks of about the reach read two blocks of keys each; smaller ones waste
   less of the products and more on small ones.
   """
-  return min(512, max(64, 1 << (reach - 1).bit_length() - 1))
+  return min(512, max(64, (1 << (reach - 1).bit_length()) // 2))
 
 
 def _heads_first(x_BSKH):
