@@ -180,8 +180,6 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   declared = weights.rows(model)
   bound = named.bind(config.adapt, adapt, where='config.adapt', takes=('rows',))
   adaptation = bound(declared)
-  if not adaptation.dims:
-    raise ValueError('config.adapt.targets: empty; nothing would train.')
   if config.export.formats == ('adapter',) and not adaptation.letters:
     raise ValueError(
       f"config.export.formats: 'adapter', but {config.adapt['name']!r} makes "

@@ -12,7 +12,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tuner import named
+from tuner import named, sections
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -21,6 +21,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=False,
   accept_new_attributes=True,
 )
+# The same for whole sections: those that are left out are there, and empty.
+_PARSER = flags.FLAGS['config'].parser
+_PARSER.parse = sections.complete(_PARSER.parse)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept.')
 _ALLOW_CHANGE = flags.DEFINE_list(
   'allow_change', [], 'Facts that may differ from the checkpoint resumed from.'
@@ -57,5 +60,13 @@ def main(argv: list[str]) -> None:
     sys.exit(1)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """What absl leaves of argv; a section that is not there is told shortly."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except KeyError as error:  # ml_collections names the nearest section.
+    sys.exit(f'tuner: --config: no section {error.args[0]}')
+
+
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import optax.contrib
 from tuner import named, schedules
 
 Schedule = schedules.Schedule
+Dtype = Literal['float32', 'bfloat16']
 
 
 class Optimizer(NamedTuple):
@@ -74,6 +75,7 @@ def make(
     takes=('learning_rate', 'dims'),
     matrix=matrix or {},
   )
+  _check_ranges(method.resolved)
   chain = [method(learning_rate, dims)]
   if clip_norm is not None:
     chain.insert(0, clip(clip_norm))
@@ -81,6 +83,19 @@ def make(
     chain.append(scale_by_path(lambda p: lr_ratio if p.endswith('.b') else 1))
   resolved = {'optimizer': method.resolved, 'schedule': rate.resolved}
   return Optimizer(optax.chain(*chain), learning_rate, resolved)
+
+
+def _check_ranges(section: Mapping) -> None:
+  """Raises ValueError for what no optimizer here can mean."""
+  for key in ('b1', 'b2', 'momentum'):
+    value = section.get(key)
+    if value is not None and not 0 <= value < 1:
+      raise ValueError(
+        f'config.optimizer.{key}: {value}, wanted 0 <= {key} < 1'
+      )
+  for key in ('eps', 'weight_decay'):
+    if section.get(key, 0) < 0:
+      raise ValueError(f'config.optimizer.{key}: {section[key]}, wanted >= 0')
 
 
 def global_norm(tree) -> jax.Array:
@@ -137,7 +152,7 @@ def adamw(
   b2: float = 0.999,
   eps: float = 1e-8,
   weight_decay: float = 0.0,
-  mu_dtype: str | None = None,
+  mu_dtype: Dtype | None = None,
 ) -> optax.GradientTransformation:
   """Adam with decoupled weight decay.
 
@@ -155,7 +170,7 @@ def lion(
   b1: float = 0.9,
   b2: float = 0.99,
   weight_decay: float = 0.0,
-  mu_dtype: str | None = None,
+  mu_dtype: Dtype | None = None,
 ) -> optax.GradientTransformation:
   """Sign of an interpolated momentum; one moment.
 
@@ -173,7 +188,7 @@ def sgd(
   momentum: float = 0.9,
   nesterov: bool = False,
   weight_decay: float = 0.0,
-  mu_dtype: str | None = None,
+  mu_dtype: Dtype | None = None,
 ) -> optax.GradientTransformation:
   """Stochastic gradient descent with momentum.
 
@@ -196,7 +211,7 @@ def adafactor(
   min_factored: int = 128,
   weight_decay: float = 0.0,
   momentum: float | None = None,
-  mu_dtype: str = 'float32',
+  mu_dtype: Dtype = 'float32',
 ) -> optax.GradientTransformation:
   """Adam with a factored second moment: rows + columns numbers, not rows x.
 
@@ -234,7 +249,7 @@ def muon(
   b2: float = 0.999,
   eps: float = 1e-8,
   weight_decay: float = 0.0,
-  mu_dtype: str | None = None,
+  mu_dtype: Dtype | None = None,
 ) -> optax.GradientTransformation:
   """Orthogonalised momentum for matrices, AdamW for everything else.
 

@@ -8,10 +8,13 @@ function is (tuner.named).
 
 import dataclasses
 import importlib.util
+import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
+
+import ml_collections
 
 from tuner import named
 
@@ -207,6 +210,20 @@ def get_config(
   log=None,
 ):
   """The sections of a config; None: with their defaults."""
+
+
+def complete(get: Callable[..., Any]) -> Callable[..., Any]:
+  """`get`, its ConfigDict with an empty one for every section left out."""
+
+  def complete_get(*args):
+    config = get(*args)
+    if isinstance(config, ml_collections.ConfigDict):
+      for name, parameter in inspect.signature(get_config).parameters.items():
+        if parameter.default is None and name not in config:
+          config[name] = type(config)()
+    return config
+
+  return complete_get
 
 
 AT_LEAST = {
