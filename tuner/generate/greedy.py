@@ -36,7 +36,9 @@ def generate(
   for start in range(0, len(order), rows):
     batch = order[start : start + rows]
     longest = max(len(prompts[i]) for i in batch)
-    width = -(-longest // BUCKET) * BUCKET
+    # No further than the positions: dynamic rope would turn all by another
+    # angle for the sake of padding.
+    width = min(-(-longest // BUCKET) * BUCKET, model.config.max_positions)
     tokens = np.zeros((min(rows, len(order)), width), np.int32)
     lengths = np.ones(len(tokens), np.int32)
     for row, i in enumerate(batch):

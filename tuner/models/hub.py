@@ -56,13 +56,20 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   file = path / 'config.json'
   if not file.is_file():
     raise ValueError(f'{file} is missing: {path} is not a model directory.')
-  try:
-    config = json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{file} is not JSON: {error}') from error
+  config = _read_json(file)
   if 'auto_map' in config:
     raise ValueError(f'{file}: auto_map: code in model directories is not run.')
   return config
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(file.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{file} is not JSON: {error}') from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{file} is not a JSON object.')
+  return value
 
 
 def declare(path: pathlib.Path) -> decoder.Decoder:
@@ -87,7 +94,13 @@ class Tensors:
 
   def slice_of(self, name: str):
     """A lazily read tensor: get_shape(), get_dtype(), [slices]."""
-    return self._open(self.file_of[name]).get_slice(name)
+    file = self.file_of[name]
+    try:
+      return self._open(file).get_slice(name)
+    except safetensors.SafetensorError as error:
+      raise ValueError(
+        f'{file}: {name} is not in it, and the index says so.'
+      ) from error
 
   def _open(self, file: pathlib.Path):
     if file not in self._files:
@@ -108,9 +121,11 @@ def _file_of(path: pathlib.Path) -> dict[str, pathlib.Path]:
   """The file that holds each tensor, by the index or the one file there."""
   index = path / 'model.safetensors.index.json'
   if index.is_file():
-    names = json.loads(index.read_text(encoding='utf-8'))['weight_map']
+    names = _read_json(index).get('weight_map')
+    if not isinstance(names, dict):
+      raise ValueError(f'{index} has no weight_map.')
     for name, file in names.items():
-      if pathlib.PurePath(file).name != file:
+      if pathlib.PurePath(str(file)).name != file:
         raise ValueError(f'{index}: {name}: {file!r} is not a plain file name.')
       if not (path / file).is_file():
         raise ValueError(f'{index}: {name}: {file} is not in {path}.')
@@ -309,35 +324,42 @@ def write(
   of weights is held at a time.
   """
   rows, sizes = weights.rows(model), model.config.sizes
-  files: list[list[str]] = []
+  files: list[tuple[list[str], int]] = []
   shard: dict[str, np.ndarray] = {}
 
+  def held():
+    return sum(tensor.nbytes for tensor in shard.values())
+
   def flush():
-    files.append(list(shard))
+    files.append((list(shard), held()))
     _save(path / f'model-{len(files):05d}.safetensors', shard)
     shard.clear()
 
   for row in rows.values():
     host = np.asarray(value_of(row.path)).astype(dtype)
     for name, tensor in hf_tensors(row, host, sizes).items():
-      held = sum(t.nbytes for t in shard.values())
-      if shard and held + tensor.nbytes > SHARD_BYTES:
+      if shard and held() + tensor.nbytes > SHARD_BYTES:
         flush()
       shard[name] = tensor
   flush()
   _name_shards(path, files)
 
 
-def _name_shards(path: pathlib.Path, files: list[list[str]]) -> None:
-  """One file becomes model.safetensors; several get an index."""
+def _name_shards(
+  path: pathlib.Path, files: list[tuple[list[str], int]]
+) -> None:
+  """One file becomes model.safetensors; several get an index.
+
+  files: the names of each file's tensors and their size in bytes.
+  """
   if len(files) == 1:
     (path / 'model-00001.safetensors').rename(path / 'model.safetensors')
     return
   weight_map, total = {}, 0
-  for i, names in enumerate(files, 1):
+  for i, (names, size) in enumerate(files, 1):
     final = f'model-{i:05d}-of-{len(files):05d}.safetensors'
     (path / f'model-{i:05d}.safetensors').rename(path / final)
-    total += (path / final).stat().st_size
+    total += size
     weight_map.update(dict.fromkeys(names, final))
   index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
   text = json.dumps(index, indent=2, sort_keys=True)
