@@ -425,8 +425,9 @@ HINT = '(--verbosity=1 shows the traceback)\n'
     (
       ['--config.schedul.peak=1'],
       1,
-      'tuner: --config: no section \'schedul\'\nDid you mean "schedule" instead '
-      'of "schedul"?\n',
+      """tuner: --config: no section 'schedul'
+Did you mean "schedule" instead of "schedul"?
+""",
     ),
     (
       ['--config.batch.rows=x'],
