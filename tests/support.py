@@ -140,6 +140,12 @@ def load_model(path: pathlib.Path):
   return model, hub.load(path, model)
 
 
+def fresh_factors(model, adaptation) -> dict:
+  """What an adapter trains, as it starts; compiled as one."""
+  initial = functools.partial(adaptation.initial, model.config.sizes)
+  return jax.jit(initial, compiler_options=QUICK)(jax.random.key(0))
+
+
 @functools.partial(jax.jit, compiler_options=QUICK)
 def logits(model, tokens_BT):
   """float32 logits_BTV of a filled model on rows of one example each."""

@@ -23,7 +23,9 @@ PATHS = tuple(
 
 @pytest.fixture(scope='module')
 def tiny(tiny_dir):
-  return support.load_model(tiny_dir)
+  """With smaller norms: those of 5 enlarge float32's rounding."""
+  model, values = support.load_model(tiny_dir)
+  return model, {k: v / 4 if 'norm' in k else v for k, v in values.items()}
 
 
 def lora(model, **kwargs):
@@ -53,7 +55,7 @@ def names(chosen):
 def test_lora_starts_equal_to_the_base(tiny):
   model, values = tiny
   adaptation = lora(model)
-  fresh = adaptation.initial(model.config.sizes, jax.random.key(0))
+  fresh = support.fresh_factors(model, adaptation)
   assert all(np.asarray(x).any() == p.endswith('.a') for p, x in fresh.items())
   found = logits(model, adaptation.attach(values, fresh))
   np.testing.assert_allclose(found, logits(model, values), rtol=1e-6, atol=1e-6)
@@ -62,7 +64,7 @@ def test_lora_starts_equal_to_the_base(tiny):
 def test_the_start_is_that_of_peft(tiny):
   """a uniform in +-1/sqrt(inputs): o reads N x H = 32, down reads F = 48."""
   model, _ = tiny
-  fresh = lora(model, rank=16).initial(model.config.sizes, jax.random.key(0))
+  fresh = support.fresh_factors(model, lora(model, rank=16))
   for path, inputs in (('attention.o', 32), ('mlp.down', 48)):
     a = np.abs(np.asarray(fresh[f'blocks.{path}.a']))
     bound = 1 / np.sqrt(inputs)
@@ -73,10 +75,7 @@ def test_the_start_is_that_of_peft(tiny):
 
 @pytest.mark.parametrize('scaling', ['lora', 'rslora'])
 def test_merged_equals_attached(tiny, scaling):
-  """Over all matrices, the stacked NHD of o_proj among them.
-
-  Within 1e-5 of the largest logit, which is about 17.
-  """
+  """Over all matrices, the stacked NHD of o_proj among them."""
   model, values = tiny
   adaptation = lora(model, scaling=scaling)
   attached = adaptation.attach(values, factors(model, adaptation, 0.05))
@@ -85,10 +84,7 @@ def test_merged_equals_attached(tiny, scaling):
   assert all(merged[path].shape == values[path].shape for path in rows)
   found = logits(model, attached)
   assert np.abs(found - logits(model, values)).max() > 0.1
-  scale = np.abs(found).max()
-  np.testing.assert_allclose(
-    logits(model, merged) / scale, found / scale, rtol=0, atol=1e-5
-  )
+  np.testing.assert_allclose(logits(model, merged), found, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -149,8 +148,7 @@ def test_merging_an_untrained_lora_changes_no_bit(tmp_path, tied):
   support.write_model(base, tie_word_embeddings=tied)
   model, values = support.load_model(base)
   adaptation = adapt.lora(weights.rows(model), rank=4)
-  fresh = adaptation.initial(model.config.sizes, jax.random.key(0))
-  attached = adaptation.attach(values, fresh)
+  attached = adaptation.attach(values, support.fresh_factors(model, adaptation))
   export.write_model(tmp_path / 'model', base, model, attached)
   found, expected = (
     safetensors.numpy.load_file(path / 'model.safetensors')

@@ -76,8 +76,8 @@ def test_frozen_head(chunk):
 
   chunked = functools.partial(logprobs.logprobs, chunk=chunk)
   np.testing.assert_allclose(
-    jax.grad(functools.partial(total, chunked))(x),
-    jax.grad(functools.partial(total, plain))(x),
+    jax.jit(jax.grad(functools.partial(total, chunked)))(x),
+    jax.jit(jax.grad(functools.partial(total, plain)))(x),
     rtol=1e-5,
     atol=1e-6,
   )
@@ -119,16 +119,6 @@ def examples(seed=0):
   ]
 
 
-def loss_of(model, batch, chunk=16, reach=None):
-  """The summed loss of a batch as a function of the weights."""
-
-  def loss(values):
-    tuned = policy.Policy(weights.fill(model, values), reach, 'full', chunk)
-    return -tuned.logprobs(batch).sum()
-
-  return loss
-
-
 @pytest.mark.parametrize('kind', ['full', 'lora'])
 def test_a_training_step_holds_no_logits_of_a_row(tiny, kind):
   """No buffer of [.., T, V] in the compiled program, forward or backward."""
@@ -138,11 +128,12 @@ def test_a_training_step_holds_no_logits_of_a_row(tiny, kind):
     weights.rows(model)
   )
   frozen, trainable = adaptation.split(values)
-  key = jax.random.key(0)
-  trainable |= adaptation.initial(model.config.sizes, key)
+  trainable |= support.fresh_factors(model, adaptation)
 
   def loss(trainable):
-    return loss_of(model, batch)(adaptation.attach(frozen, trainable))
+    filled = weights.fill(model, adaptation.attach(frozen, trainable))
+    tuned = policy.Policy(filled, remat='full', chunk=16)
+    return -tuned.logprobs(batch).sum()
 
   step = jax.jit(jax.value_and_grad(loss), compiler_options=support.QUICK)
   text = step.lower(trainable).compile().as_text()
@@ -166,8 +157,13 @@ def test_packed_equals_unpacked(tiny):
   together = support.pack([rows], 208)
 
   def run(batch, reach):
-    tuned = policy.Policy(weights.fill(model, values), reach, chunk=16)
-    return tuned.logprobs(batch), jax.grad(loss_of(model, batch))(values)
+    def total(values):
+      tuned = policy.Policy(weights.fill(model, values), reach, chunk=16)
+      out = tuned.logprobs(batch)
+      return out.sum(), out
+
+    grads, out = jax.grad(total, has_aux=True)(values)
+    return out, grads
 
   run = jax.jit(run, static_argnums=1, compiler_options=support.QUICK)
   apart, grads_apart = run(alone, None)
