@@ -33,4 +33,5 @@ def get_config():
   )
   config.checkpoint = dict(every=100, keep_last=2)
   config.export = dict(formats=('adapter', 'model'))
+  config.mesh = dict(devices=1)  # One row a step is for one device.
   return config

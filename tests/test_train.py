@@ -243,6 +243,14 @@ def test_bfloat16_compute_keeps_float32_masters(config, adapt):
     assert got['loss'] != wanted['loss']  # it did compute in bfloat16
 
 
+@pytest.mark.parametrize('adapt', ['lora', 'full'])
+def test_master_is_the_dtype_of_what_trains(config, adapt):
+  config.adapt = dict(name=adapt)
+  _, frozen, state = begin(changed(config, model={'master': 'bfloat16'}))
+  assert {x.dtype.name for x in state.trainable.values()} == {'bfloat16'}
+  assert {x.dtype.name for x in frozen.values()} <= {'float32'}
+
+
 @pytest.mark.parametrize('remat', ['dots', 'full'])
 def test_remat_changes_no_gradient(config, remat):
   again = changed(config, model={'remat': remat})

@@ -113,7 +113,8 @@ class Experiment:
     key = jax.random.key(self.config.seed)
 
     def fresh(key):
-      return self.adaptation.initial(self.model.config.sizes, key)
+      tree = self.adaptation.initial(self.model.config.sizes, key)
+      return {p: x.astype(self.config.model.master) for p, x in tree.items()}
 
     names = jax.eval_shape(fresh, key)
     fresh = jax.jit(fresh, out_shardings={name: places[name] for name in names})

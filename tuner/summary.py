@@ -12,35 +12,40 @@ SEED = 0
 
 
 def table(base: Mapping | None, tuned: Mapping, differences: Mapping) -> str:
-  """Base and tuned side by side: mean [95 % interval], and what was won."""
-  rows = [('', *(['base'] if base else []), 'tuned', *_won(base))]
-  for name, own in tuned['metrics'].items():
-    cells = [name]
-    if base:
-      cells.append(_cell(base['metrics'][name]))
-    cells.append(_cell(own))
-    if base:
-      cells.append(_difference(differences.get(name)))
-    rows.append(tuple(cells))
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  """Base and tuned side by side, mean [95 % interval]; below, what was won."""
+  own = tuned['metrics']
+  rows = [('', *(['base'] if base else []), 'tuned')]
+  for name, metric in own.items():
+    both = [base['metrics'][name], metric] if base else [metric]
+    rows.append((_label(name), *(_cell(m) for m in both)))
+  won = [(_label(n), _difference(i)) for n, i in differences.items()]
+  if base and won:
+    rows += [(), ('', 'tuned - base'), *won]
+  return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+  columns = range(max(len(row) for row in rows))
+  widths = [max(len(r[i]) for r in rows if i < len(r)) for i in columns]
   lines = [
-    '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    '  '.join(c.ljust(w) for c, w in zip(row, widths, strict=False))
     for row in rows
   ]
   return '\n'.join(line.rstrip() for line in lines)
 
 
-def _won(base) -> list[str]:
-  return ['tuned - base'] if base else []
+def _label(name: str) -> str:
+  """A metric's name without its module, short enough for two cells beside."""
+  return progress.clean(name.rpartition('.')[2])[:24]
 
 
-def _cell(metric: Mapping[str, float]) -> str:
-  return f'{metric["value"]:.3f} [{metric["low"]:.3f}, {metric["high"]:.3f}]'
+def _cell(metric: Mapping[str, Any]) -> str:
+  """Ends of an interval that are no numbers are text: see generative.write."""
+  value, low, high = (float(metric[key]) for key in ('value', 'low', 'high'))
+  return f'{value:.3f} [{low:.3f}, {high:.3f}]'
 
 
-def _difference(interval) -> str:
-  if interval is None:
-    return ''
+def _difference(interval: stats.Interval) -> str:
   return f'{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]'
 
 

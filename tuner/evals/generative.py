@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -86,7 +87,8 @@ def write(
   """Writes <suite>.predictions.jsonl, then <suite>.json, each as a whole.
 
   others: metrics that were not scored answer by answer, with their n. key:
-  what the numbers depend on; a reader may compare it.
+  what the numbers depend on; a reader may compare it. JSON has no NaN: where a
+  single row gives no interval its ends are 'nan', which float() reads.
   """
   folder.mkdir(parents=True, exist_ok=True)
   lines = [json.dumps(p, ensure_ascii=False) for p in result.predictions]
@@ -94,11 +96,23 @@ def write(
   _replace(folder / f'{suite}.predictions.jsonl', text)
   scored = {name: (i, result.n) for name, i in result.intervals.items()}
   metrics = {
-    name: {'value': i.mean, 'low': i.low, 'high': i.high, 'n': n}
+    name: {
+      'value': i.mean,
+      'low': _number(i.low),
+      'high': _number(i.high),
+      'n': n,
+    }
     for name, (i, n) in {**scored, **others}.items()
   }
   summary = {'suite': suite, 'key': key, 'metrics': metrics}
-  _replace(folder / f'{suite}.json', json.dumps(summary, indent=2) + '\n')
+  _replace(
+    folder / f'{suite}.json',
+    json.dumps(summary, indent=2, allow_nan=False) + '\n',
+  )
+
+
+def _number(value: float) -> float | str:
+  return value if math.isfinite(value) else str(value)
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

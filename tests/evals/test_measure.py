@@ -1,0 +1,251 @@
+"""Base and tuned on the same held-out rows: loss, answers, scores, files."""
+
+import json
+import math
+import types
+
+import jax
+import numpy as np
+import pytest
+import support
+
+from tuner import experiment as experiment_lib
+from tuner import measure, summary
+from tuner.evals import generative, metrics, stats
+
+pytestmark = pytest.mark.usefixtures('quick_compiles')
+
+
+@pytest.fixture(scope='module')
+def experiment(tiny_dir, tiny_rows):
+  config = support.config(tiny_dir, tiny_rows)
+  return experiment_lib.prepare(config)
+
+
+@pytest.fixture(scope='module')
+def base(experiment):
+  with jax.set_mesh(experiment.mesh):
+    return experiment.filled(experiment.load_base())
+
+
+@pytest.fixture(scope='module')
+def held_out(experiment):
+  return measure.HeldOut(experiment, experiment.split.test)
+
+
+def test_loss_is_the_sum_over_rows_computed_one_by_one(
+  experiment, base, held_out
+):
+  """Packed in batches, the last one padded; here, each row alone."""
+  interval, n = held_out.loss(base)
+  nats, targets = [], []
+  examples = held_out.examples
+  for start, end in zip(examples.offsets[:-1], examples.offsets[1:]):
+    tokens = np.full((1, 64), 2, np.int32)  # one width: compiled once
+    tokens[0, : end - start] = examples.tokens[start:end]
+    logits = np.asarray(support.logits(base.model, tokens), np.float64)[0]
+    mask = np.flatnonzero(examples.mask[start:end])
+    total = np.log(np.exp(logits).sum(-1))
+    nats.append(sum(total[t - 1] - logits[t - 1, tokens[0, t]] for t in mask))
+    targets.append(len(mask))
+  assert n == len(nats) == len(experiment.split.test) > 4
+  assert interval.mean == pytest.approx(sum(nats) / sum(targets), rel=1e-5)
+  assert interval.low < interval.mean < interval.high
+  rows = np.array(nats) / np.array(targets)
+  assert rows.min() < interval.low and interval.high < rows.max()
+  wanted = stats.bootstrap(rows, measure.SEED, weights=targets)
+  # The rows are drawn in another order.
+  assert tuple(interval) == pytest.approx(tuple(wanted), rel=0.01)
+
+
+def test_answers_are_those_of_each_row(base, held_out):
+  """The batch that a prompt is answered in does not matter to its answer."""
+  result = held_out.answer(base)
+  assert [p['id'] for p in result.predictions] == [
+    row.where for row in held_out.rows
+  ]
+  few = measure.HeldOut(held_out.experiment, held_out.rows, answers=5)
+  again = few.answer(base)
+  assert again.predictions == result.predictions[:5]
+
+
+ROW = types.SimpleNamespace(
+  reference='{}', where='f:1', prompt=({'role': 'user', 'content': 'q'},)
+)
+
+
+def score(*answers):
+  """Scores of answers in ids, where 2 and 9 are stop tokens."""
+  return generative.score(
+    [ROW] * len(answers),
+    answers,
+    lambda ids: ''.join({5: '{', 6: '}', 2: '<stop>'}[i] for i in ids),
+    (2, 9),
+    {'exact': metrics.exact},
+    0,
+  )
+
+
+def test_the_stop_token_is_no_part_of_the_text():
+  result = score([5, 6, 2], [5, 6, 9], [5, 6], [2], [], [2, 5])
+  assert [p['output'] for p in result.predictions] == [
+    '{}', '{}', '{}', '', '', '<stop>{',
+  ]  # fmt: skip
+  assert result.scores['exact'] == [1, 1, 1, 0, 0, 0]
+  assert result.scores['stopped'] == [1, 1, 0, 1, 0, 0]
+  assert [p['tokens'] for p in result.predictions] == [3, 3, 2, 1, 0, 2]
+  assert result.intervals['stopped'].mean == 0.5
+  assert result.n == 6
+
+
+def test_files(tmp_path, base, held_out):
+  found = held_out.measure(tmp_path, 'test.base', base, ['base'])
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    'test.base.json', 'test.base.predictions.jsonl',
+  ]  # fmt: skip
+  assert found == json.loads((tmp_path / 'test.base.json').read_text())
+  assert set(found['metrics']) == {'json_valid', 'stopped', 'nats_per_token'}
+  for metric in found['metrics'].values():
+    assert metric['n'] == len(held_out.rows)
+    assert metric['low'] <= metric['value'] <= metric['high']
+  lines = summary.predictions(tmp_path, 'test.base')
+  assert len(lines) == len(held_out.rows)
+  for line, row in zip(lines, held_out.rows, strict=True):
+    assert line['id'] == row.where and line['reference'] == row.reference
+    assert line['prompt'] == list(row.prompt)
+    assert 0 < line['tokens'] <= 8
+    assert set(line['scores']) == {'json_valid', 'stopped'}
+
+
+def test_a_result_is_read_again_only_with_an_equal_key(
+  tmp_path, base, held_out, monkeypatch
+):
+  first = held_out.measure(tmp_path, 'test.base', base, ['base'])
+  calls = []
+  loss, answer = measure.HeldOut.loss, measure.HeldOut.answer
+
+  def counted(name, method):
+    def call(*args):
+      calls.append(name)
+      return method(*args)
+
+    monkeypatch.setattr(measure.HeldOut, name, call)
+
+  counted('loss', loss)
+  counted('answer', answer)
+  assert held_out.measure(tmp_path, 'test.base', base, ['base']) == first
+  assert calls == []
+  other = held_out.measure(tmp_path, 'test.base', base, ['other'])
+  assert calls == ['loss', 'answer'] and other['key'] != first['key']
+  fewer = measure.HeldOut(held_out.experiment, held_out.rows[:-1])
+  half = measure.HeldOut(held_out.experiment, held_out.rows, answers=2)
+  keys = {h.key(['base']) for h in (held_out, fewer, half)}
+  assert len(keys) == 3
+  (tmp_path / 'test.base.json').write_text('{}')  # of an older program
+  assert held_out.measure(tmp_path, 'test.base', base, ['base']) == first
+
+
+def test_without_metrics_nothing_is_generated(tmp_path, base, held_out):
+  quiet = measure.HeldOut(held_out.experiment, held_out.rows, answers=0)
+  found = quiet.measure(tmp_path, 'dev.2', base, ['base'])
+  assert set(found['metrics']) == {'nats_per_token'}
+  assert found['metrics']['nats_per_token']['n'] == len(held_out.rows)
+  assert summary.predictions(tmp_path, 'dev.2') == []
+
+
+def test_dropped_rows_are_neither_in_the_loss_nor_answered(
+  tiny_dir, tiny_rows, tmp_path, base
+):
+  rows = tmp_path / 'rows.jsonl'
+  long = {'input': '503 and 606', 'output': 'x' * 300}
+  text = tiny_rows.read_text().splitlines()
+  rows.write_text('\n'.join([json.dumps(long), *text]))
+  config = support.config(tiny_dir, rows)
+  config.data.too_long = 'drop'
+  experiment = experiment_lib.prepare(config)
+  assert experiment.split.test[0].where.endswith(':1')
+  held_out = measure.HeldOut(experiment, experiment.split.test)
+  assert held_out.examples.dropped == 1
+  assert held_out.rows == experiment.split.test[1:]
+  assert list(held_out.examples.where) == [row.where for row in held_out.rows]
+  found = held_out.measure(tmp_path, 'test.base', base, ['base'])['metrics']
+  assert len({metric['n'] for metric in found.values()}) == 1
+
+
+def test_one_row_has_no_interval_and_the_file_is_json(tmp_path, base, held_out):
+  one = measure.HeldOut(held_out.experiment, held_out.rows[:1])
+  found = one.measure(tmp_path, 'test.base', base, ['base'])
+
+  def refuse(name):
+    raise AssertionError(f'{name} is not JSON')
+
+  text = (tmp_path / 'test.base.json').read_text()
+  assert json.loads(text, parse_constant=refuse) == found
+  loss = found['metrics']['nats_per_token']
+  assert (loss['low'], loss['high'], loss['n']) == ('nan', 'nan', 1)
+  assert math.isfinite(loss['value'])
+  assert '[nan, nan]' in summary.table(found, found, {})
+
+
+def result(**values):
+  return {
+    'metrics': {
+      name.replace('__', '.'): {'value': v, 'low': v - 0.1, 'high': v + 0.1}
+      for name, v in values.items()
+    }
+  }
+
+
+def test_table():
+  base = result(json_equal=0.0, nats_per_token=11.25)
+  tuned = result(json_equal=0.5, nats_per_token=0.125)
+  won = {'json_equal': stats.Interval(0.5, 0.25, 0.75)}
+  assert summary.table(base, tuned, won).splitlines() == [
+    '                base                     tuned',
+    'json_equal      0.000 [-0.100, 0.100]    0.500 [0.400, 0.600]',
+    'nats_per_token  11.250 [11.150, 11.350]  0.125 [0.025, 0.225]',
+    '',
+    '                tuned - base',
+    'json_equal      +0.500 [+0.250, +0.750]',
+  ]
+  assert summary.table(None, tuned, {}).splitlines() == [
+    '                tuned',
+    'json_equal      0.500 [0.400, 0.600]',
+    'nats_per_token  0.125 [0.025, 0.225]',
+  ]
+
+
+def test_table_fits_80_columns():
+  names = 'my_package__metrics__similarity_of_the_two_answers', 'nats_per_token'
+  both = result(**dict.fromkeys(names, 11.111))
+  won = {name: stats.Interval(-0.5, -0.6, -0.4) for name in both['metrics']}
+  lines = summary.table(both, both, won).splitlines()
+  assert max(map(len, lines)) <= 80
+  assert lines[1].startswith(
+    'similarity_of_the_two_an  11.111 [11.011, 11.211]'
+  )
+
+
+def test_differences_are_of_the_same_rows(tmp_path, base, held_out):
+  held_out.measure(tmp_path, 'test.base', base, ['base'])
+  rows = summary.predictions(tmp_path, 'test.base')
+  same = summary.differences(rows, rows)
+  assert set(same) == {'json_valid', 'stopped'}
+  for interval in same.values():
+    assert interval.low <= interval.mean == 0 <= interval.high
+  with pytest.raises(RuntimeError, match='not measured on the same rows'):
+    summary.differences(rows[1:], rows)
+
+
+def test_examples_are_one_printable_line_each():
+  row = {
+    'prompt': [{'content': 'a\nb\x1b[31m'}],
+    'reference': 'x' * 100,
+    'output': '\u202ey',
+  }
+  lines = summary.examples([row] * 9, [row] * 9).splitlines()
+  assert lines[:4] == [
+    'prompt a b[31m', f'wanted {"x" * 69}...', 'base   y', 'tuned  y',
+  ]  # fmt: skip
+  assert len([line for line in lines if line.startswith('tuned')]) == 3
+  assert max(map(len, lines)) <= 80
