@@ -65,13 +65,31 @@ def tiny_config(tiny_dir, tiny_rows):
   return support.config(tiny_dir, tiny_rows)
 
 
-@pytest.fixture(scope='module')
-def quick_compiles():
-  """XLA compiles in half the time, to slower code: for laws, not for speed."""
-  import jax
+@pytest.fixture(scope='session')
+def compiled(tmp_path_factory):
+  return tmp_path_factory.mktemp('compiled')
 
-  name = 'jax_disable_most_optimizations'
-  before = jax.config.values[name]
-  jax.config.update(name, True)
+
+@pytest.fixture(scope='module')
+def quick_compiles(compiled):
+  """XLA compiles to slower code in half the time, and a program only once.
+
+  For laws, not for speed. Other processes start without both.
+  """
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+
+  wanted = {
+    'jax_disable_most_optimizations': True,
+    'jax_compilation_cache_dir': str(compiled),
+    'jax_persistent_cache_min_compile_time_secs': 0.3,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  before = {name: jax.config.values[name] for name in wanted}
+  compilation_cache.reset_cache()
+  for name, value in wanted.items():
+    jax.config.update(name, value)
   yield
-  jax.config.update(name, before)
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
