@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def predictions(folder: pathlib.Path, suite: str) -> list[dict[str, Any]]:
 
 
 def examples(base: Sequence[Mapping], tuned: Sequence[Mapping], n=3) -> str:
-  """n rows, evenly spaced: question, wanted, base, tuned; one line each."""
+  """n rows, evenly spaced: prompt, wanted answer, base's and tuned's."""
   step = max(1, len(tuned) // n)
   blocks = []
   for i in range(0, len(tuned), step)[:n]:
@@ -84,11 +85,20 @@ def examples(base: Sequence[Mapping], tuned: Sequence[Mapping], n=3) -> str:
       *([('base', base[i]['output'])] if base else []),
       ('tuned', tuned[i]['output']),
     ]
-    blocks.append('\n'.join(f'{name:7s}{_short(text)}' for name, text in lines))
+    blocks.append('\n'.join(_wrapped(name, text) for name, text in lines))
   return '\n\n'.join(blocks)
 
 
-def _short(text: str, columns: int = 72) -> str:
-  """One printable line of at most `columns` characters."""
-  line = progress.clean(' '.join(text.split()))
-  return line if len(line) <= columns else line[: columns - 3] + '...'
+def _wrapped(name: str, text: str, columns: int = 79, lines: int = 4) -> str:
+  """`text` beside its name, white space folded, in at most `lines` lines."""
+  indent = ' ' * 8
+  wrapped = textwrap.wrap(
+    progress.clean(' '.join(text.split())),
+    columns,
+    initial_indent=indent,
+    subsequent_indent=indent,
+    max_lines=lines,
+    placeholder=' ...',
+    break_on_hyphens=False,
+  )
+  return name.ljust(8) + '\n'.join(wrapped)[len(indent) :]
