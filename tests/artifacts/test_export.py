@@ -57,6 +57,7 @@ def theirs(path, adapter=None):
   import torch
   import transformers
 
+  torch.set_num_threads(1)  # Several spin while they wait for a core.
   model = transformers.AutoModelForCausalLM.from_pretrained(
     path, dtype=torch.float32
   )

@@ -114,6 +114,7 @@ def theirs(path):
   """The model of a directory as `transformers` loads it, in float32."""
   import torch
 
+  torch.set_num_threads(1)  # Several spin while they wait for a core.
   return transformers.AutoModelForCausalLM.from_pretrained(
     path, dtype=torch.float32
   )
