@@ -101,5 +101,12 @@ def merged(weight: Any, dims: str, inputs: str) -> jax.Array:
   stacked = 'L' if dims.startswith('L') else ''
   outputs = ''.join(d for d in dims if d not in stacked + inputs)
   spec = f'{stacked}R{inputs},{stacked}R{outputs}->{dims}'
-  delta = jnp.einsum(spec, weight.a_RI, weight.b_RO, precision='highest')
-  return merged(weight.base, dims, inputs) + weight.scale * delta
+  delta = jnp.einsum(
+    spec,
+    weight.a_RI,
+    weight.b_RO,
+    precision='highest',
+    preferred_element_type=jnp.float32,
+  )
+  base = merged(weight.base, dims, inputs)
+  return (base.astype(jnp.float32) + weight.scale * delta).astype(base.dtype)

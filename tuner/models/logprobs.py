@@ -73,14 +73,15 @@ def _backward(head, chunk, residuals, d_out):
       logits, pull = jax.vjp(lambda params: head(params, x), params)
       d_out32 = jnp.where(wanted, d_out, 0.0)[..., None]
       (grads,) = pull(d_out32 * _slope(logits, tokens))
-      return jax.tree.map(jnp.add, d_params, grads)
+      return jax.tree.map(lambda t, g: t + g.astype(t.dtype), d_params, grads)
 
     return jax.lax.cond(wanted.any(), add, lambda: d_params), None
 
   # Dead code, and removed by XLA, when the head is frozen.
-  zeros = jax.tree.map(jnp.zeros_like, params)
+  zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
   parts = tuple(_to_chunks(a, chunk) for a in (x, tokens, wanted, d_out))
   d_params, _ = jax.lax.scan(one, zeros, parts)
+  d_params = jax.tree.map(lambda p, d: d.astype(p.dtype), params, d_params)
   return d_params, d_x, None, None
 
 
