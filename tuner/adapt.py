@@ -169,6 +169,9 @@ def lora(
   """
   if rank < 1:
     raise ValueError(f'config.adapt.rank: {rank}; it must be at least 1.')
+  for key, value in (('alpha', alpha), ('lr_ratio', lr_ratio)):
+    if not value > 0:
+      raise ValueError(f'config.adapt.{key}: {value}; it must be above 0.')
   if not 0 <= dropout < 1:
     raise ValueError(f'config.adapt.dropout: {dropout}; it must be in [0, 1).')
   scales = {'lora': alpha / rank, 'rslora': alpha / math.sqrt(rank)}

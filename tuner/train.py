@@ -147,8 +147,8 @@ class Meter:
     self._last_s = time.perf_counter()
 
   def __call__(self, step: int, metrics: Mapping[str, jax.Array]) -> dict:
-    """Floats for the log. Raises RuntimeError for no target or no number."""
-    values = {name: float(value) for name, value in metrics.items()}
+    """Numbers for the log. Raises RuntimeError for no target or no number."""
+    values = {name: value.item() for name, value in metrics.items()}
     now_s = time.perf_counter()
     seconds, self._last_s = now_s - self._last_s, now_s
     if values.pop('weight') == 0:
