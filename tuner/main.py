@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
   # No library of ours may reach for a hub or a telemetry server by itself.
   os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
+  # It advises to install PyTorch, which nothing here needs.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   file = config_flags.get_config_filename(flags.FLAGS['config'])
   try:
