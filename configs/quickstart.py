@@ -29,7 +29,7 @@ def get_config():
   config.optimizer = dict(name='adamw', b2=0.99)
   config.schedule = dict(name='cosine', peak=2e-3, warmup_steps=10)
   config.evaluate = dict(
-    metrics=('json_valid', 'json_equal', 'field_f1'), max_tokens=112, rows=64
+    metrics=('json_valid', 'json_equal', 'field_f1'), max_tokens=104, rows=64
   )
   config.checkpoint = dict(every=100, keep_last=2)
   config.export = dict(formats=('adapter', 'model'))

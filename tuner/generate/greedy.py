@@ -26,11 +26,15 @@ def generate(
 ) -> list[list[int]]:
   """The most likely continuation of each prompt, its stop token included.
 
-  An answer without a stop token at its end was cut at max_tokens. rows: the
-  size of a batch. Raises ValueError for an empty prompt and for one that
-  leaves no room within the model's positions.
+  An answer without a stop token at its end was cut at max_tokens. rows: how
+  many are decoded at a time, at most. Raises ValueError for an empty prompt
+  and for one that leaves no room within the model's positions.
   """
   _check(prompts, max_tokens, model.config.max_positions)
+  if not prompts:
+    return []
+  # As few batches as `rows` allows, and all of one size.
+  rows = -(-len(prompts) // -(-len(prompts) // rows))
   answers: list[list[int]] = [[] for _ in prompts]
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
   for start in range(0, len(order), rows):
@@ -39,7 +43,7 @@ def generate(
     # No further than the positions: dynamic rope would turn all by another
     # angle for the sake of padding.
     width = min(-(-longest // BUCKET) * BUCKET, model.config.max_positions)
-    tokens = np.zeros((min(rows, len(order)), width), np.int32)
+    tokens = np.zeros((rows, width), np.int32)
     lengths = np.ones(len(tokens), np.int32)
     for row, i in enumerate(batch):
       tokens[row, : len(prompts[i])] = prompts[i]
