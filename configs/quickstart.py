@@ -23,7 +23,7 @@ def get_config():
     ignore='[0-9]',  # PO boxes that differ by their number are one address.
   )
   config.batch = dict(rows=1, tokens=512)
-  config.train = dict(steps='1.4 epochs', clip_norm=1.0)
+  config.train = dict(steps='1 epoch', clip_norm=1.0)
   config.adapt = dict(name='lora', rank=16, alpha=32.0)
   config.objective = dict(name='sft')
   config.optimizer = dict(name='adamw', b2=0.99)
