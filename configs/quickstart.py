@@ -1,14 +1,14 @@
 """US addresses to JSON with a LoRA on SmolLM2-135M-Instruct.
 
 scripts/quickstart.sh, or after scripts/fetch_quickstart.py:
-python -m tuner.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+python -m tuner.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import os
 
 import ml_collections
 
-CACHE = os.environ.get('TUNER_CACHE', '~/.cache/tuner')
+CACHE = os.environ.get('TUNER_CACHE') or '~/.cache/tuner'
 
 
 def get_config():

@@ -24,7 +24,9 @@ import tempfile
 import time
 import typing
 
-CACHE = pathlib.Path.home() / '.cache' / 'tuner'
+CACHE = pathlib.Path(
+  os.environ.get('TUNER_CACHE') or '~/.cache/tuner'
+).expanduser()
 HERE = pathlib.Path(__file__).resolve().parent
 SYSTEM = 'Extract the parts of the US address as JSON.'
 # PyTorch then asks for huge pages: 1 GB less resident memory in each of two

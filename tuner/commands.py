@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -17,7 +18,9 @@ from tuner import log as log_lib
 from tuner import stop as stop_lib
 from tuner import train as train_lib
 from tuner.artifacts import export as export_lib
+from tuner.data import rows as rows_lib
 from tuner.data import split as split_lib
+from tuner.models import weights
 
 Experiment = experiment_lib.Experiment
 
@@ -40,7 +43,7 @@ def train(
 
 
 def _train(experiment, workdir, allow_change, stop) -> int:
-  own, facts = experiment.config, experiment.facts()
+  own, facts = experiment.config, experiment.facts
   dev, test = held_out(experiment)
   base = experiment.load_base()
   with checkpoint.Checkpoints(
@@ -53,7 +56,8 @@ def _train(experiment, workdir, allow_change, stop) -> int:
       commits.compare_facts(then, checkpoints.facts, allow_change)
     _write_json(workdir / 'config.json', experiment.resolved)
     _write_json(workdir / 'run.json', _run_record(experiment, facts))
-    _measure_base(experiment, base, test, workdir)
+    if not stop.requested:
+      _measure_base(experiment, base, test, workdir)
     frozen, state = experiment.start(base)
     del base
     if resumed is not None:
@@ -62,7 +66,7 @@ def _train(experiment, workdir, allow_change, stop) -> int:
     state = fit(
       experiment, frozen, state, dev, workdir, checkpoints, resumed, stop
     )
-  if int(state.step) < experiment.total_steps:
+  if int(state.step) < experiment.total_steps or stop.requested:
     print(f'stopped at step {int(state.step)}, saved; run the same command to '
           'go on', file=sys.stderr)  # fmt: skip
     return stop_lib.EXIT_CODE
@@ -109,7 +113,7 @@ def fit(experiment, frozen, state, dev, workdir, checkpoints, resumed, stop):
 
     def pause(step, state):
       score = None
-      if _is_due(step, own.evaluate.every):
+      if _is_due(step, own.evaluate.every) and not stop.requested:
         score = _measure_dev(experiment, dev, frozen, state, workdir, log)
       if _is_due(step, own.checkpoint.every):
         checkpoints.save(step, state, score)
@@ -128,7 +132,7 @@ def _measure_dev(experiment, dev, frozen, state, workdir, log) -> float:
   """Logs loss and scores on the dev split; the loss, which keep_best ranks."""
   step = int(state.step)
   tuned = experiment.tuned(frozen, state.trainable)
-  system = ['tuned', experiment.facts(), step]
+  system = ['tuned', experiment.facts, step]
   found = dev.measure(workdir / 'eval', f'dev.{step}', tuned, system)
   for name, score in found['metrics'].items():
     numbers = (score[key] for key in ('value', 'n', 'low', 'high'))
@@ -164,7 +168,7 @@ def finish(experiment, frozen, state, test, workdir) -> None:
   own, folder = experiment.config, workdir / 'eval'
   tuned = experiment.tuned(frozen, state.trainable)
   if test is not None:
-    system = ['tuned', experiment.facts()]
+    system = ['tuned', experiment.facts]
     scores = test.measure(folder, 'test.tuned', tuned, system)
     print_scores(folder, scores, own.evaluate.base, experiment.base_dir.name)
   for line in export(experiment, frozen, state, workdir):
@@ -184,7 +188,7 @@ def export(experiment, frozen, state, workdir) -> list[str]:
         path, experiment.base_dir, experiment.model, experiment.adaptation,
         state.trainable,
         str(experiment.base_dir.absolute()) if is_local else hub_id,
-        own.model.revision,
+        experiment.revision,
       )  # fmt: skip
       lines.append(f'adapter  {path}  (peft)')
     if name == 'model':
@@ -216,6 +220,18 @@ def describe(experiment: Experiment) -> None:
   examples, source = experiment.examples, experiment.source
   split = experiment.split
   total = len(examples.tokens)
+  declared, sizes = experiment.adaptation.rows, experiment.sizes
+  trained = sum(
+    math.prod(weights.shape(dims, sizes))
+    for dims in experiment.adaptation.dims.values()
+  )
+  say(
+    f'model: {weights.count(declared, sizes):,} parameters; '
+    f'{trained:,} are trained ({experiment.resolved["adapt"]["name"]})'
+  )
+  unread = rows_lib.extra_columns([*split.train, *split.dev, *split.test])
+  for name, count in unread.items():
+    say(f'column {name!r} of {count} rows is not read')
   say(
     f'rows: {len(split.train)} train, {len(split.dev)} dev, '
     f'{len(split.test)} test (by hash of the prompt)'
@@ -240,7 +256,7 @@ def say(text: str) -> None:
 def _measure_base(experiment, base, test, workdir) -> None:
   if test is None or not experiment.config.evaluate.base:
     return
-  system = ['base', experiment.facts()['model']]
+  system = ['base', experiment.facts['model']]
   say(f'measuring the base on {len(test.rows)} held-out rows')
   test.measure(workdir / 'eval', 'test.base', experiment.filled(base), system)
 
@@ -250,9 +266,10 @@ def _run_record(experiment: Experiment, facts) -> dict[str, Any]:
   split = experiment.split
   return {
     'facts': facts,
+    'versions': commits.versions(),
     'base': {
       'path': experiment.config.model.path,
-      'revision': experiment.config.model.revision,
+      'revision': experiment.revision,
       'weights': facts['model']['weights'],
     },
     'split': {

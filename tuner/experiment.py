@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-import tuner.objectives.sft
+import tuner.objectives
 from tuner import adapt, named, optim, sections, train
 from tuner import mesh as mesh_lib
 from tuner.data import chat, sources
@@ -44,16 +44,25 @@ class Experiment:
   mesh: jax.sharding.Mesh
 
   @property
+  def revision(self) -> str | None:
+    """The hub's commit of the base, None for a local directory."""
+    is_snapshot = self.base_dir.parent.name == 'snapshots'
+    return self.base_dir.name if is_snapshot else None
+
+  @property
   def sizes(self) -> dict[str, int]:
     """The size of every letter, the adapter's included."""
     return {**self.model.config.sizes, **self.adaptation.letters}
 
+  @functools.cached_property
   def facts(self) -> dict[str, Any]:
     """What a resumed run must have in common with its checkpoint."""
     keys = ('seed', 'adapt', 'objective', 'optimizer', 'schedule')
     template = self.tokenizer.chat_template or ''
     model = {k: self.resolved['model'][k] for k in ('dtype', 'master')}
     batch = {k: self.resolved['batch'][k] for k in ('rows', 'tokens')}
+    if self.resolved['adapt'].get('dropout'):  # Each micro-batch has its own.
+      batch['accumulate'] = self.config.batch.accumulate
     return {
       **{key: self.resolved[key] for key in keys},
       'batch': batch,
@@ -165,7 +174,7 @@ class _Lazy:
 
 def cache_dir() -> pathlib.Path:
   """Where tokenised data is kept: $TUNER_CACHE or ~/.cache/tuner."""
-  home = os.environ.get('TUNER_CACHE', '~/.cache/tuner')
+  home = os.environ.get('TUNER_CACHE') or '~/.cache/tuner'
   return pathlib.Path(home).expanduser()
 
 
@@ -188,7 +197,7 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
     )
   objective = named.bind(
     config.objective,
-    tuner.objectives.sft,
+    tuner.objectives,
     where='config.objective',
     takes=('policy', 'reference', 'batch'),
   )
@@ -196,7 +205,8 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   stop_ids = chat.stop_ids(base_dir, tokenizer)
   split = _split(config.data)
   examples, source = _pack(config, split.train, tokenizer, stop_ids)
-  check_fit(config, model, mesh, source)
+  check_examples(examples, model)
+  check_fit(config, mesh)
   total_steps = config.train.total(len(source.bins) / source.rows)
   optimizer = optim.make(
     config.optimizer,
@@ -219,8 +229,24 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   )  # fmt: skip
 
 
-def check_fit(config, model, mesh, source) -> None:
-  """Raises ValueError where the batch fits neither the mesh nor the model."""
+def check_examples(examples: chat.Examples, model: decoder.Decoder) -> None:
+  """Raises ValueError for tokens or positions that the model does not have."""
+  top, longest = int(examples.tokens.max()), int(examples.lengths.max())
+  if top >= model.config.V:
+    raise ValueError(
+      f'the tokenizer made token {top}; the embedding has {model.config.V} '
+      'rows. Tokenizer and model do not belong together.'
+    )
+  if longest > model.config.max_positions:
+    where = examples.where[int(examples.lengths.argmax())]
+    raise ValueError(
+      f'{where} has {longest} tokens; the model has '
+      f'{model.config.max_positions} positions. Set config.data.max_tokens.'
+    )
+
+
+def check_fit(config, mesh) -> None:
+  """Raises ValueError where the devices cannot share the batch."""
   parts = mesh.shape['data'] * mesh.shape['fsdp']
   rows = config.batch.rows // config.batch.accumulate
   if rows % parts:
@@ -228,11 +254,6 @@ def check_fit(config, model, mesh, source) -> None:
       f'config.batch: {config.batch.rows} rows in {config.batch.accumulate} '
       f'micro-batches are {rows} rows each, which the {parts} devices along '
       'data x fsdp cannot share; make it a multiple.'
-    )
-  if source.longest > model.config.max_positions:
-    raise ValueError(
-      f'the longest example has {source.longest} tokens; the model has '
-      f'{model.config.max_positions} positions. Set config.data.max_tokens.'
     )
 
 

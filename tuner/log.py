@@ -201,7 +201,7 @@ def cut(path, resumed):
 
   resumed None: everything. Lines that are no JSON object go as well: a kill
   tears the last one. Returns the steps that have a training line, and the
-  keys of the evaluation lines of step `resumed`.
+  keys of the evaluation lines that are kept.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   text = path.read_bytes() if path.exists() else b''

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     from tuner import commands  # Imports jax, which --help need not wait for.
 
     sys.exit(commands.train(_CONFIG.value, workdir, _ALLOW_CHANGE.value))
-  except (ValueError, RuntimeError) as error:
+  except (ValueError, RuntimeError, OSError) as error:
     if logging.level_debug():
       raise
     print(f'tuner: {error}', file=sys.stderr)

@@ -44,6 +44,7 @@ class HeldOut:
       config.data.too_long,
       experiment_lib.cache_dir() / 'tokens',
     )
+    experiment_lib.check_examples(self.examples, experiment.model)
     # Without those that too_long='drop' leaves out: loss and answers are of
     # the same rows.
     self.rows = [rows[i] for i in self.examples.row.tolist()]
@@ -115,6 +116,8 @@ class HeldOut:
     own = self.experiment.config.evaluate
     parts = [
       split_lib.digest(self.rows),
+      [row.where for row in self.rows],
+      list(self.experiment.stop_ids),
       sorted(own.metrics),
       own.max_tokens,
       self.answers,

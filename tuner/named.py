@@ -13,6 +13,7 @@ import difflib
 import importlib
 import inspect
 import pathlib
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -53,7 +54,8 @@ def bind(
   Args:
     section: a dict or ConfigDict with `name`.
     module: where an undotted name is looked up, among the public functions
-      defined there whose leading parameters are `takes`.
+      defined there, or in the modules of a package, whose leading parameters
+      are `takes`.
     where: what the errors call the section, such as 'config.optimizer'.
     takes: names of the leading parameters, which the caller of the result
       passes by position: the contract of such functions.
@@ -162,16 +164,25 @@ def _plain(section, where: str) -> dict:
   return dict(section)
 
 
-def _public(module: types.ModuleType, takes: tuple[str, ...]) -> list[str]:
-  """Names of the functions defined in `module` that begin with `takes`."""
-  return sorted(
-    name
-    for name, value in vars(module).items()
+def _public(
+  module: types.ModuleType, takes: tuple[str, ...]
+) -> dict[str, Callable]:
+  """Functions defined in `module` that begin with `takes`, by name.
+
+  Of a package: those of its modules.
+  """
+  inside = pkgutil.iter_modules(getattr(module, '__path__', ()))
+  names = [f'{module.__name__}.{info.name}' for info in inside]
+  found = {
+    name: value
+    for part in [module, *map(importlib.import_module, names)]
+    for name, value in vars(part).items()
     if inspect.isfunction(value)
-    and value.__module__ == module.__name__
+    and value.__module__ == part.__name__
     and not name.startswith('_')
     and tuple(inspect.signature(value).parameters)[: len(takes)] == takes
-  )
+  }
+  return dict(sorted(found.items()))
 
 
 def _find(name: str, module, takes: tuple[str, ...], where: str) -> Callable:
@@ -183,7 +194,7 @@ def _find(name: str, module, takes: tuple[str, ...], where: str) -> Callable:
       f'{where}.name: unknown function {name!r}'
       f'{nearest(name, public) or "."} {module.__name__} has {_listed(public)}'
     )
-  return getattr(module, name)
+  return public[name]
 
 
 def _imported(name: str, takes: tuple[str, ...], where: str) -> Callable:

@@ -136,7 +136,7 @@ def decays(dims: str) -> bool:
   A matrix has an input and an output beside the axes along which it is stacked
   (L, and E where it leads). N, K, G and H together are one such side, so that
   a bias 'LNH' is a vector as a bias 'LF' is, and a scale 'D' is one. Adapter
-  matrices ('LDR', 'LRNH') and embeddings ('VD') are matrices.
+  matrices ('LRD', 'LRNH') and embeddings ('VD') are matrices.
   """
   sides = re.sub('[NKGH]+', 'N', re.sub('^L?E?', '', dims))
   return len(sides) >= 2

@@ -37,7 +37,7 @@ def line_of(line, total_steps=None, eta_s=None):
   ]
   if 'tokens_per_second' in line:
     parts.append(f'tok/s {_count(line["tokens_per_second"])}')
-    trained = _trained_per_second(line)
+    trained = line.get('target_tokens_per_second')
     if trained is not None:
       parts.append(f'({_count(trained)} trained)')
   if eta_s is not None:
@@ -134,17 +134,6 @@ class _Clock:
       return None
     seconds = (self._now() - start) / (step - first)
     return max(0, self.total_steps - step) * seconds
-
-
-def _trained_per_second(line):
-  """Target tokens a second, from their share of all tokens if not given."""
-  if 'target_tokens_per_second' in line:
-    return line['target_tokens_per_second']
-  if 'target_tokens' in line and line.get('tokens'):
-    return float(line['tokens_per_second']) * (
-      line['target_tokens'] / line['tokens']
-    )
-  return None
 
 
 def number(value, digits=4):

@@ -109,7 +109,11 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """every: steps between saves, beside the last; 0: only the last."""
+  """every: steps between saves, beside the last; 0: only the last.
+
+  keep_last newest saves are kept, and keep_best by the loss on the dev split.
+  What is measured and exported in the end is the last step.
+  """
 
   every: int = 0
   keep_last: int = 2
@@ -249,6 +253,15 @@ def _checked(config: Config) -> Config:
     raise ValueError(
       f'config.batch.rows: {batch.rows}; it must be a multiple of '
       f'config.batch.accumulate, which is {batch.accumulate}.'
+    )
+  saves, measures = config.checkpoint.every, config.evaluate.every
+  if (
+    config.checkpoint.keep_best and measures and (not saves or saves % measures)
+  ):
+    raise ValueError(
+      f'config.checkpoint.keep_best: a save at every {saves} steps has no dev '
+      f'loss to be ranked by, measured every {measures}; make '
+      'config.checkpoint.every a multiple of config.evaluate.every.'
     )
   if config.checkpoint.keep_best and not config.evaluate.every:
     raise ValueError(

@@ -1,8 +1,8 @@
 """Training: the state, the jitted step, the loop.
 
 The step adds loss_sum, weight and gradients over micro-batches in float32 and
-divides once, so that 1 x 32 equals 32 x 1, packed equals unpacked, and one
-device equals eight.
+divides once, so that 1 x 32 equals 32 x 1 (dropout aside: each micro-batch has
+its own), packed equals unpacked, and one device equals eight.
 """
 
 import dataclasses
@@ -72,6 +72,10 @@ def make_step(
     updates, inner = optimizer.transform.update(
       grads, state.optimizer, state.trainable
     )
+    # Gradients are float32 whatever the weights are; moments keep their dtype.
+    inner = jax.tree.map(
+      lambda new, old: new.astype(old.dtype), inner, state.optimizer
+    )
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = {
       'loss': loss_sum / weight,
@@ -98,9 +102,11 @@ def sum_over(one: Callable, batch: Mapping[str, jax.Array]) -> Any:
     return jax.tree.map(lambda t, x: t + wide(x), total, one(*micro)), None
 
   first = jax.tree.map(lambda x: x[0], indexed)
-  total = jax.tree.map(wide, one(*first))
-  rest = jax.tree.map(lambda x: x[1:], indexed)
-  return jax.lax.scan(add, total, rest)[0]
+  if len(batch['tokens']) == 1:
+    return jax.tree.map(wide, one(*first))
+  shapes = jax.eval_shape(lambda: jax.tree.map(wide, one(*first)))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return jax.lax.scan(add, zeros, indexed)[0]
 
 
 def loop(

@@ -5,6 +5,7 @@ special tokens beyond the template's. Which tokens are trained is `mask`'s.
 """
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import pathlib
@@ -16,7 +17,10 @@ from tuner.data import cache
 from tuner.data import mask as mask_lib
 from tuner.data import rows as rows_lib
 
-VERSION = 1  # Raise when the same rows come to give other tokens or masks.
+VERSION = 2  # Raise when the same rows come to give other tokens or masks.
+# What templates take for today (Llama 3.2 writes it into the system turn): the
+# day must change neither the tokens nor what a resumed run trains on.
+DATE = datetime.date(2024, 7, 26)
 CHUNK = 1024  # Rows tokenised at once: enough for all cores, little memory.
 POLICIES = ('error', 'drop')
 
@@ -237,6 +241,7 @@ def _renderer(tokenizer):
         list(messages),
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
+        strftime_now=DATE.strftime,
       )
     except jinja2.TemplateError as error:
       raise rows_lib.Refused(

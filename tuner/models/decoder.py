@@ -144,7 +144,7 @@ class Decoder(nnx.Module):
     """(hidden_BTD after the last norm, memory).
 
     attend: (q_BTNH, k_BTKH, v_BTKH, layer, memory) -> (out_BTNH, memory), such
-      as `attend_packed` or generate.cache's; memory is carried through layers.
+      as `attend_packed` or generate.greedy's; memory is carried through layers.
     remat: 'none', 'dots' or 'full': what the backward pass computes again.
     """
     embed = mesh.constrain(linear.value_of(self.embed), 'VD')

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,6 +46,7 @@ def directory(path_or_id: str, revision: str | None = None) -> pathlib.Path:
       path_or_id,
       revision=revision,
       allow_patterns=['*.json', '*.safetensors', '*.jinja', '*.model'],
+      ignore_patterns=['consolidated*', 'original/*'],  # The same, again.
     )
   )
 
@@ -233,7 +233,8 @@ def load(
     part = _Reader(tensors, row, sizes, np.dtype(dtype))
     return jax.make_array_from_callback(shape, place, part)
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  # Few at a time: each holds its part on the host until the device has it.
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
     return dict(zip(rows, pool.map(read, rows.values()), strict=True))
 
 
