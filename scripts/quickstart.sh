@@ -11,9 +11,21 @@
 #   TUNER_VENV=DIR     where the environment lies (.venv)
 #   TUNER_CACHE=DIR    where model and data lie (~/.cache/tuner)
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-venv=${TUNER_VENV:-.venv}
-workdir=${1:-runs/quickstart}
+
+from_here() {  # a path as the caller meant it
+  case $1 in
+    /* | '~'*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$here/$1" ;;
+  esac
+}
+
+venv=.venv
+workdir=runs/quickstart
+[ -z "${TUNER_VENV:-}" ] || venv=$(from_here "$TUNER_VENV")
+[ -z "${1:-}" ] || workdir=$(from_here "$1")
+[ -z "${TUNER_CACHE:-}" ] || export TUNER_CACHE="$(from_here "$TUNER_CACHE")"
 
 say() { printf '== %s\n' "$*"; }
 
@@ -33,8 +45,14 @@ find_python() {
   return 1
 }
 
-install() {
-  local python
+install() {  # once: a second run asks no index
+  local python want
+  want=$(cat setup.cfg pyproject.toml)
+  if [ -x "$venv/bin/python" ] && [ "$want" = "$(cat "$venv/stamp" 2>/dev/null)" ]
+  then
+    say "environment $venv: as it was"
+    return
+  fi
   python=$(find_python)
   say "environment $venv ($("$python" --version))"
   if command -v uv >/dev/null; then
@@ -46,6 +64,7 @@ install() {
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
       -e '.[gguf]' setuptools wheel
   fi
+  printf '%s\n' "$want" > "$venv/stamp"
 }
 
 install
