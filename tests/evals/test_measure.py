@@ -237,15 +237,19 @@ def test_differences_are_of_the_same_rows(tmp_path, base, held_out):
     summary.differences(rows[1:], rows)
 
 
-def test_examples_are_one_printable_line_each():
+def test_examples_are_printable_and_cut_after_four_lines():
   row = {
     'prompt': [{'content': 'a\nb\x1b[31m'}],
     'reference': 'x' * 100,
-    'output': '\u202ey',
+    'output': '\u202ey ' + 'z ' * 500,
   }
   lines = summary.examples([row] * 9, [row] * 9).splitlines()
   assert lines[:4] == [
-    'prompt a b[31m', f'wanted {"x" * 69}...', 'base   y', 'tuned  y',
-  ]  # fmt: skip
+    'prompt  a b[31m',
+    f'wanted  {"x" * 71}',
+    f'        {"x" * 29}',
+    'base    y ' + 'z ' * 34 + 'z',
+  ]
+  assert lines[6].endswith(' ...') and lines[7].startswith('tuned   y z')
   assert len([line for line in lines if line.startswith('tuned')]) == 3
   assert max(map(len, lines)) <= 80
