@@ -215,7 +215,7 @@ REFUSED = {
   'unknown objective': (
     put(objective__name='stf'),
     "config.objective.name: unknown function 'stf'; did you mean 'sft'? "
-    'tuner.objectives.sft has sft',
+    'tuner.objectives has sft',
   ),
   'dotted objective that is not there': (
     put(objective__name='no_such_package.loss'),
@@ -281,6 +281,12 @@ REFUSED = {
   'more devices than there are': (
     put(mesh__devices=9),
     'config.mesh.devices: 9; there are 8 here.',
+  ),
+  'keep_best that no save can rank': (
+    put(checkpoint__keep_best=1, checkpoint__every=3, evaluate__every=2),
+    'config.checkpoint.keep_best: a save at every 3 steps has no dev loss to '
+    'be ranked by, measured every 2; make config.checkpoint.every a multiple '
+    'of config.evaluate.every.',
   ),
   'keep_best without dev': (
     put(checkpoint__keep_best=1),
@@ -348,7 +354,7 @@ def test_examples_longer_than_the_positions(refused, tmp_path):
     data__path=str(rows), data__max_tokens=400, batch__tokens=400,
   )  # fmt: skip
   assert refused(change) == (
-    'the longest example has 298 tokens; the model has 256 positions. Set '
+    'TMP/long.jsonl:11 has 298 tokens; the model has 256 positions. Set '
     'config.data.max_tokens.'
   )
 

@@ -1,5 +1,6 @@
 """Sections are bound to signatures, and every misfit is named."""
 
+import importlib
 import pathlib
 import sys
 import types
@@ -251,3 +252,18 @@ def test_existing_path(tmp_path, monkeypatch):
       named.existing_path(str(tmp_path / wrong), 'config.data.path')
   with pytest.raises(ValueError, match='wanted the path'):
     named.existing_path('', 'config.data.path')
+
+
+def test_a_package_offers_what_its_modules_do(tmp_path, monkeypatch):
+  package = tmp_path / 'methods'
+  package.mkdir()
+  (package / '__init__.py').write_text('')
+  for name in ('one', 'two'):
+    (package / f'{name}.py').write_text(
+      f'def {name}(a, b=1):\n  return a + b\n'
+    )
+  monkeypatch.syspath_prepend(tmp_path)
+  methods = importlib.import_module('methods')
+  assert named.call({'name': 'two', 'b': 2}, methods, 3, takes=('a',)) == 5
+  with pytest.raises(ValueError, match='methods has one, two'):
+    named.bind({'name': 'three'}, methods, takes=('a',))

@@ -187,14 +187,14 @@ def test_run_json_and_config_json(config, half):
   assert resolved['checkpoint'] == {'every': 5, 'keep_last': 2, 'keep_best': 0}
   run = json.loads((half / 'run.json').read_text())
   experiment = experiment_lib.prepare(config)
-  assert run['facts'] == json.loads(json.dumps(experiment.facts()))
+  assert run['facts'] == json.loads(json.dumps(experiment.facts))
   for name in ('dev', 'test'):
     rows = getattr(experiment.split, name)
     assert run['split'][name]['n'] == len(rows) > 0
     assert run['split'][name]['rows'] == [row.where for row in rows]
   # What is resolved is a config that means the same.
   again = experiment_lib.prepare(resolved)
-  assert again.facts() == experiment.facts()
+  assert again.facts == experiment.facts
   assert again.resolved == experiment.resolved
 
 
@@ -327,4 +327,4 @@ def test_a_killed_process_goes_on_where_it_was(config, tmp_path):
   assert_same_arrays(arrays(workdir, 120), arrays(straight, 120))
   assert logged(workdir) == logged(straight)
   record = checkpoint.Checkpoints(workdir, {}).record(120)
-  assert record['facts'] == experiment_lib.prepare(config).facts()
+  assert record['facts'] == experiment_lib.prepare(config).facts

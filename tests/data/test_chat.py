@@ -6,6 +6,7 @@ import re
 import hypothesis
 import numpy as np
 import pytest
+import support
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
@@ -489,3 +490,24 @@ def test_fingerprint_knows_all_that_makes_the_tokens(tokenizer, tokenizer_with):
   assert len({chat.fingerprint(**given), *prints}) == len(others) + 1
   same = {'tokenizer': tokenizer_with()}
   assert chat.fingerprint(**given) == chat.fingerprint(**given | same)
+
+
+def test_the_day_changes_no_token(tokenizer_with):
+  """Llama 3.2's template writes today's date into the system turn."""
+  today = (
+    '{% if not date_string is defined %}{% set date_string = '
+    "strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+  )
+  tokenizer = tokenizer_with(today + support.CHATML)
+  row = make_row('hi', 'yes')
+  examples = chat.encode([row], tokenizer, STOP, 100)
+  assert tokenizer.decode(examples.tokens).startswith('26 Jul 2024')
+  prompt = chat.prompt_ids(row, tokenizer)
+  assert examples.tokens[: len(prompt)].tolist() == prompt
+
+
+def test_a_template_of_today_is_refused(tokenizer_with, tmp_path):
+  template = "{{ strftime_now('%d %b %Y') }}" + support.CHATML
+  tokenizer_with(template).save_pretrained(tmp_path)
+  with pytest.raises(ValueError, match="writes today's date"):
+    chat.load_tokenizer(tmp_path)

@@ -5,7 +5,6 @@ special tokens beyond the template's. Which tokens are trained is `mask`'s.
 """
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import pathlib
@@ -18,9 +17,9 @@ from tuner.data import mask as mask_lib
 from tuner.data import rows as rows_lib
 
 VERSION = 2  # Raise when the same rows come to give other tokens or masks.
-# What templates take for today (Llama 3.2 writes it into the system turn): the
-# day must change neither the tokens nor what a resumed run trains on.
-DATE = datetime.date(2024, 7, 26)
+# What Llama 3's templates take for today, and their own default: the day must
+# change neither the tokens nor what a resumed run trains on.
+DATE = '26 Jul 2024'
 CHUNK = 1024  # Rows tokenised at once: enough for all cores, little memory.
 POLICIES = ('error', 'drop')
 
@@ -86,7 +85,18 @@ def load_tokenizer(path):
       f'{path} has no chat template; wanted: chat_template.jinja, or '
       'chat_template in tokenizer_config.json'
     )
+  _check_date(path, tokenizer)
   return tokenizer
+
+
+def _check_date(path, tokenizer):
+  """Raises ValueError for a template whose text changes from day to day."""
+  template = str(tokenizer.chat_template)
+  if 'strftime_now' in template and 'date_string' not in template:
+    raise ValueError(
+      f"{path}: the chat template writes today's date (strftime_now); wanted: "
+      'the same tokens every day. Write a fixed date into the template.'
+    )
 
 
 def stop_ids(path, tokenizer):
@@ -241,7 +251,7 @@ def _renderer(tokenizer):
         list(messages),
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
-        strftime_now=DATE.strftime,
+        date_string=DATE,
       )
     except jinja2.TemplateError as error:
       raise rows_lib.Refused(
