@@ -25,6 +25,7 @@ METRICS = {
   'tokens': 1024,
   'target_tokens': 512,
   'tokens_per_second': 113.4,
+  'target_tokens_per_second': 56.7,
 }
 JSONL = ('jsonl',)
 
