@@ -1,5 +1,6 @@
 """The mask covers the assistant's tokens and their stop tokens, exactly."""
 
+import copy
 import json
 import re
 
@@ -7,6 +8,8 @@ import hypothesis
 import numpy as np
 import pytest
 import support
+import tokenizers
+import transformers
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
@@ -511,3 +514,22 @@ def test_a_template_of_today_is_refused(tokenizer_with, tmp_path):
   tokenizer_with(template).save_pretrained(tmp_path)
   with pytest.raises(ValueError, match="writes today's date"):
     chat.load_tokenizer(tmp_path)
+
+
+def test_a_character_without_a_token_is_refused(tokenizer):
+  """A byte-level vocabulary that lacks a byte drops it without a word."""
+  small = copy.deepcopy(tokenizer)
+  model = json.loads(small.backend_tokenizer.to_str())
+  symbol = '\u0104'  # What byte 4 is written as.
+  assert model['model']['vocab'].pop(symbol) > 2
+  lacking = tokenizers.Tokenizer.from_str(json.dumps(model))
+  small = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=lacking,
+    bos_token='<|im_start|>',
+    eos_token='<|im_end|>',
+    chat_template=support.CHATML,
+  )
+  row = make_row('a\x04b', 'yes')
+  with pytest.raises(ValueError, match=r'messages\[0\].content: found .*lost'):
+    chat.encode([row], small, STOP, 100)
+  chat.encode([row], tokenizer, STOP, 100)

@@ -190,7 +190,7 @@ def fingerprint(rows, tokenizer, stop_ids, max_tokens, too_long):
 
 def _encode(rows, tokenizer, stop_ids, max_tokens, too_long):
   backend, render = _backend(tokenizer), _renderer(tokenizer)
-  refuse_special = mask_lib.special_finder(tokenizer)
+  check_text = mask_lib.text_checker(tokenizer)
   make_mask = mask_lib.masker(tokenizer, stop_ids)
   faults = rows_lib.Faults()
   tokens, masks, kept = [], [], []
@@ -199,7 +199,7 @@ def _encode(rows, tokenizer, stop_ids, max_tokens, too_long):
     rendered = []
     for i, row in enumerate(chunk, start):
       try:
-        refuse_special(row)
+        check_text(row)
         rendered.append((i, *mask_lib.render_turns(row, render)))
       except rows_lib.Refused as refused:
         faults.add(row.where, str(refused))

@@ -19,25 +19,49 @@ from tuner.data import rows as rows_lib
 REMEMBERED = 1024
 
 
-def special_finder(tokenizer):
-  """A function that refuses a row with a special token spelled in its text."""
+def text_checker(tokenizer):
+  """A function that refuses a row whose text the tokenizer would not keep.
+
+  That is a special token spelled out, or an ASCII character without a token: a
+  byte-level vocabulary may lack some, and drops them without a word.
+  """
   specials = {
     token.content
     for token in tokenizer.added_tokens_decoder.values()
     if token.special and token.content
   }
-  pattern = re.compile('|'.join(map(re.escape, sorted(specials))) or '(?!)')
+  special = re.compile('|'.join(map(re.escape, sorted(specials))) or '(?!)')
+  lost = [c for c in map(chr, range(128)) if _is_lost(c, tokenizer)]
+  dropped = re.compile(f'[{re.escape("".join(lost))}]' if lost else '(?!)')
 
-  def refuse_special(row):
+  def check_text(row):
     for i, message in enumerate(row.messages):
-      if found := pattern.search(message['content']):
+      if found := special.search(message['content']):
         raise rows_lib.Refused(
           f'messages[{i}].content',
           f'found the special token {ascii(found[0])} in the text; '
           'wanted: text without it',
         )
+      if found := dropped.search(message['content']):
+        raise rows_lib.Refused(
+          f'messages[{i}].content',
+          f'found {ascii(found[0])}, which has no token and would be lost; '
+          'wanted: text without it',
+        )
 
-  return refuse_special
+  return check_text
+
+
+def _is_lost(character, tokenizer):
+  """Whether the character leaves no trace between two letters."""
+  if character in ' \t\n\r':  # Some vocabularies do without white space.
+    return False
+
+  def ids(text):
+    encode = tokenizer.backend_tokenizer.encode
+    return encode(text, add_special_tokens=False).ids
+
+  return ids(f'a{character}a') in (ids('a') * 2, ids('aa'))
 
 
 def render_turns(row, render):
