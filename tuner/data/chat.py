@@ -16,7 +16,7 @@ from tuner.data import cache
 from tuner.data import mask as mask_lib
 from tuner.data import rows as rows_lib
 
-VERSION = 2  # Raise when the same rows come to give other tokens or masks.
+VERSION = 3  # Raise when the same rows come to give other tokens or masks.
 # What Llama 3's templates take for today, and their own default: the day must
 # change neither the tokens nor what a resumed run trains on.
 DATE = '26 Jul 2024'
