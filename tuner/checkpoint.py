@@ -219,7 +219,7 @@ class Checkpoints:
 
   def _remove(self, step):
     (self._commits / f'{step}.json').unlink(missing_ok=True)
-    commits.flush([self._commits])
+    rundir.flush([self._commits])
     shutil.rmtree(self._folder / str(step), ignore_errors=True)
     self._verified.discard(step)
 

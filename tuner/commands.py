@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -293,6 +292,4 @@ def _is_due(step: int, every: int) -> bool:
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
   if jax.process_index() == 0:
-    scratch = path.with_name(f'.{path.name}.tmp')
-    scratch.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
-    os.replace(scratch, path)
+    rundir.write_whole(path, json.dumps(value, indent=2) + '\n')

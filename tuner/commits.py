@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tuner
+from tuner import rundir
 
 
 def leaves(tree):
@@ -146,7 +147,7 @@ def hash_tree(folder):
   """{name: {'bytes', 'sha256'}} of all files below, once they are on disk."""
   paths = sorted(path for path in folder.rglob('*') if path.is_file())
   folders = [path for path in folder.rglob('*') if path.is_dir()]
-  flush([*paths, *folders, folder, folder.parent])
+  rundir.flush([*paths, *folders, folder, folder.parent])
   return {
     path.relative_to(folder).as_posix(): {
       'bytes': path.stat().st_size,
@@ -200,13 +201,7 @@ def read_record(path, step):
 def write_record(path, record):
   """All of the record or nothing, even when the machine loses power."""
   record = record | {'sha256': _digest(record)}
-  tmp = path.with_name(f'.{path.name}.tmp')
-  with open(tmp, 'w') as file:
-    json.dump(record, file, indent=1, sort_keys=True)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(tmp, path)
-  flush([path.parent])
+  rundir.write_whole(path, json.dumps(record, indent=1, sort_keys=True))
 
 
 def _digest(record):
@@ -227,13 +222,3 @@ def _hash_files(paths):
 def _hash_file(path):
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def flush(paths):
-  """Makes files, or the entries of directories, survive a power cut."""
-  for path in paths:
-    file = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(file)
-    finally:
-      os.close(file)

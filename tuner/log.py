@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from tuner import progress
+from tuner import progress, rundir
 
 
 class Log:
@@ -216,12 +216,7 @@ def cut(path, resumed):
     else:
       steps.add(line['step'])
   if b''.join(kept) != text:
-    tmp = path.with_name(f'.{path.name}.tmp')
-    with open(tmp, 'wb') as file:
-      file.writelines(kept)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(tmp, path)
+    rundir.write_whole(path, b''.join(kept))
   return steps, evals
 
 

@@ -34,6 +34,28 @@ def check_space(folder, needed):
     )
 
 
+def write_whole(path, text):
+  """All of `text` (or bytes) at `path`, or what was there; survives a cut."""
+  data = text.encode() if isinstance(text, str) else text
+  tmp = path.with_name(f'.{path.name}.tmp')
+  with open(tmp, 'wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(tmp, path)
+  flush([path.parent])
+
+
+def flush(paths):
+  """Makes files, or the entries of directories, survive a power cut."""
+  for path in paths:
+    file = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(file)
+    finally:
+      os.close(file)
+
+
 def human(count):
   """A number of bytes to read: 12.1 GB."""
   for unit in ('B', 'kB', 'MB', 'GB'):

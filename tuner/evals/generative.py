@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tuner import named
+from tuner import named, rundir
 from tuner.evals import metrics as metrics_lib
 from tuner.evals import stats
 
@@ -93,7 +92,7 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   lines = [json.dumps(p, ensure_ascii=False) for p in result.predictions]
   text = ''.join(line + '\n' for line in lines)
-  _replace(folder / f'{suite}.predictions.jsonl', text)
+  rundir.write_whole(folder / f'{suite}.predictions.jsonl', text)
   scored = {name: (i, result.n) for name, i in result.intervals.items()}
   metrics = {
     name: {
@@ -105,7 +104,7 @@ def write(
     for name, (i, n) in {**scored, **others}.items()
   }
   summary = {'suite': suite, 'key': key, 'metrics': metrics}
-  _replace(
+  rundir.write_whole(
     folder / f'{suite}.json',
     json.dumps(summary, indent=2, allow_nan=False) + '\n',
   )
@@ -113,9 +112,3 @@ def write(
 
 def _number(value: float) -> float | str:
   return value if math.isfinite(value) else str(value)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  scratch = path.with_name(f'.{path.name}.tmp')
-  scratch.write_text(text, encoding='utf-8')
-  os.replace(scratch, path)
