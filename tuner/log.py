@@ -17,6 +17,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -188,7 +189,7 @@ class Board:
     self._module.finish()
 
 
-WRITERS = {
+WRITERS: dict[str, Callable] = {
   'jsonl': Jsonl,
   'tensorboard': TensorBoard,
   'wandb': lambda workdir, resumed: Board('wandb', workdir, resumed),

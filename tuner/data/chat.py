@@ -62,7 +62,7 @@ class Examples:
       (self.mask, 'u1'),
       (self.offsets, '<i8'),
     ):
-      total.update(np.ascontiguousarray(array, dtype))
+      total.update(np.ascontiguousarray(array, dtype).data)
     return total.hexdigest()
 
 

@@ -190,7 +190,7 @@ def _prompt_checker(tokenizer):
   backend = tokenizer.backend_tokenizer
   added = tokenizer.added_tokens_decoder
   special = {i for i, token in added.items() if token.special}
-  known = {}
+  known: dict[str, list[int]] = {}
 
   def follows_prompt(text, encoding, first, start):
     if not first or encoding.token_to_chars(first)[0] < start:

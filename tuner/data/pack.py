@@ -65,9 +65,10 @@ def pack(lengths, width, where=None):
 
 def _best_fit(lengths, width):
   """(bin of each example, longest example first; number of bins)."""
-  bins_by_space = [[] for _ in range(width + 1)]
+  bins_by_space: list[list[int]] = [[] for _ in range(width + 1)]
   open_spaces = 0  # Bit s is set where a bin has s tokens free.
-  bin_of, count = [], 0
+  bin_of: list[int] = []
+  count = 0
   sizes, counts = np.unique(lengths, return_counts=True)
   groups = zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True)
   for length, left in groups:
@@ -103,7 +104,9 @@ def _fullest_subset(lengths, width):
   """(bin of each example, longest example first; number of bins)."""
   sizes, counts = np.unique(lengths, return_counts=True)
   left = dict(zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True))
-  bins_by_size = {size: [] for size in left}  # One entry an example.
+  bins_by_size: dict[int, list] = {
+    size: [] for size in left
+  }  # One entry an example.
   count = 0
   while left:
     pattern = _fullest(left, width)

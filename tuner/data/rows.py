@@ -98,7 +98,8 @@ def read(paths, system=None):
       system = {'role': 'system', 'content': _text('system', system)}
     except Refused as error:
       raise ValueError(str(error)) from None
-  rows, faults = [], Faults()
+  rows: list[Row] = []
+  faults = Faults()
   for path in paths:
     if paths.count(path) > 1:
       faults.add(path, 'file: given twice; wanted: each file once')
@@ -342,7 +343,11 @@ def _text(field, value):
 def _kind(value):
   if value is None or isinstance(value, bool):
     return {None: 'null', True: 'true', False: 'false'}[value]
-  names = {str: 'a string', list: 'a list', dict: 'an object'}
+  names: dict[type, str] = {
+    str: 'a string',
+    list: 'a list',
+    dict: 'an object',
+  }
   return names.get(type(value), 'a number')
 
 
