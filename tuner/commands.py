@@ -256,8 +256,10 @@ def _measure_base(experiment, base, test, workdir) -> None:
   if test is None or not experiment.config.evaluate.base:
     return
   system = ['base', experiment.facts['model']]
-  say(f'measuring the base on {len(test.rows)} held-out rows')
-  test.measure(workdir / 'eval', 'test.base', experiment.filled(base), system)
+  folder = workdir / 'eval'
+  if test.found(folder, 'test.base', system) is None:
+    say(f'measuring the base on {len(test.rows)} held-out rows')
+    test.measure(folder, 'test.base', experiment.filled(base), system)
 
 
 def _run_record(experiment: Experiment, facts) -> dict[str, Any]:

@@ -126,6 +126,16 @@ class HeldOut:
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+  def found(
+    self, folder: pathlib.Path, suite: str, system: Any
+  ) -> dict[str, Any] | None:
+    """What `measure` has written of the same rows and system, if it has."""
+    file = folder / f'{suite}.json'
+    if not file.is_file():
+      return None
+    written = json.loads(file.read_text(encoding='utf-8'))
+    return written if written.get('key') == self.key(system) else None
+
   def measure(
     self, folder: pathlib.Path, suite: str, tuned: policy.Policy, system: Any
   ) -> dict[str, Any]:
@@ -133,18 +143,16 @@ class HeldOut:
 
     A result that is there already, of the same rows and system, is read.
     """
-    key, file = self.key(system), folder / f'{suite}.json'
-    if file.is_file():
-      found = json.loads(file.read_text(encoding='utf-8'))
-      if found.get('key') == key:
-        return found
+    if written := self.found(folder, suite, system):
+      return written
     nats, n = self.loss(tuned)
     metrics = {'nats_per_token': (nats, n)}
     result = generative.Result([], {}, {})
     if self.experiment.config.evaluate.metrics and self.answers != 0:
       result = self.answer(tuned)
+    key = self.key(system)
     generative.write(folder, suite, result, metrics, key)
-    return json.loads(file.read_text(encoding='utf-8'))
+    return json.loads((folder / f'{suite}.json').read_text(encoding='utf-8'))
 
 
 @functools.partial(jax.jit, static_argnames=('reach', 'chunk', 'width'))
