@@ -7,7 +7,6 @@ optimizer state.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tuner import named
 from tuner.models import linear, weights
 
 Rows = Mapping[str, weights.Row]
@@ -207,8 +207,7 @@ def _names_nothing(target: str | Sequence[str], linears: Rows) -> str:
   """What to say of a target that is no matrix, with the nearest that is."""
   names = sorted({path.rpartition('.')[2] for path in linears})
   known = [name for p, row in linears.items() for name in _names(p, row)]
-  near = difflib.get_close_matches(target, known, 1)
-  hint = f'; did you mean {near[0]!r}?' if near else '.'
+  hint = named.nearest(str(target), known) or '.'
   return (
     f'config.adapt.targets: {target!r} names no matrix of the blocks{hint} '
     f'Names are {", ".join(names)}; letters are those of their dims.'

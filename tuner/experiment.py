@@ -260,8 +260,7 @@ def check_fit(config, mesh) -> None:
 def _base_dir(model: sections.Model) -> pathlib.Path:
   """The base's directory, fetched from the hub for an id like 'org/name'."""
   path = pathlib.Path(model.path).expanduser()
-  is_id = model.path.count('/') == 1 and model.path[:1] not in './~'
-  if not model.path or not (is_id or path.is_dir()):
+  if not model.path or not (hub.is_id(model.path) or path.is_dir()):
     found = named.existing_path(model.path, 'config.model.path')
     raise ValueError(f'config.model.path: {found} is a file, not a directory.')
   try:

@@ -11,11 +11,9 @@ import jax
 from tuner import experiment as experiment_lib
 from tuner.data import chat, sources
 from tuner.data import split as split_lib
-from tuner.evals import generative, loss
+from tuner.evals import generative, loss, stats
 from tuner.generate import greedy
 from tuner.models import policy
-
-SEED = 0  # Of every bootstrap, so that a number is the same when read again.
 
 
 class HeldOut:
@@ -71,20 +69,22 @@ class HeldOut:
         tuned.model, put, self.source.longest, tuned.chunk, self._width
       )
 
-    return loss.held_out(nats_of, self.source, SEED)
+    return loss.held_out(nats_of, self.source, stats.SEED)
 
   def answer(self, tuned: policy.Policy) -> generative.Result:
     """Greedy answers to every prompt, scored by config.evaluate.metrics."""
     own, tokenizer = self.experiment.config.evaluate, self.experiment.tokenizer
     rows = self.rows[: self.answers]
-    prompts = self._prompts()
     stop_ids = self.experiment.stop_ids
     answers = greedy.generate(
-      tuned.model, prompts, stop_ids, own.max_tokens, own.rows
+      tuned.model, self._prompts, stop_ids, own.max_tokens, own.rows
     )
     decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
-    return generative.score(rows, answers, decode, stop_ids, self.metrics, SEED)
+    return generative.score(
+      rows, answers, decode, stop_ids, self.metrics, stats.SEED
+    )
 
+  @functools.cached_property
   def _prompts(self) -> list[list[int]]:
     """Token ids of the prompts to be answered."""
     tokenizer = self.experiment.tokenizer
@@ -102,7 +102,7 @@ class HeldOut:
             f'{row.where}: config.evaluate.metrics: {name}: {error}'
           ) from error
     limit = self.experiment.model.config.max_positions
-    longest = max(len(ids) for ids in self._prompts())
+    longest = max(len(ids) for ids in self._prompts)
     room = self.experiment.config.evaluate.max_tokens
     if longest + room > limit:
       raise ValueError(

@@ -9,8 +9,6 @@ from typing import Any
 from tuner import progress
 from tuner.evals import stats
 
-SEED = 0
-
 
 def table(base: Mapping | None, tuned: Mapping, differences: Mapping) -> str:
   """Base and tuned side by side, mean [95 % interval]; below, what was won."""
@@ -61,7 +59,7 @@ def differences(
     name: stats.paired(
       [p['scores'][name] for p in tuned],
       [p['scores'][name] for p in base],
-      SEED,
+      stats.SEED,
     )
     for name in names
   }

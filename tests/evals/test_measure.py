@@ -53,7 +53,7 @@ def test_loss_is_the_sum_over_rows_computed_one_by_one(
   assert interval.low < interval.mean < interval.high
   rows = np.array(nats) / np.array(targets)
   assert rows.min() < interval.low and interval.high < rows.max()
-  wanted = stats.bootstrap(rows, measure.SEED, weights=targets)
+  wanted = stats.bootstrap(rows, stats.SEED, weights=targets)
   # The rows are drawn in another order.
   assert tuple(interval) == pytest.approx(tuple(wanted), rel=0.01)
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+SEED = 0  # Of every bootstrap: a number is the same when read again.
+
 
 class Interval(NamedTuple):
   """A mean and the ends of its interval."""

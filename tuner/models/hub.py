@@ -25,6 +25,11 @@ SHARD_BYTES = 5 * 10**9
 DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
 
 
+def is_id(path_or_id: str) -> bool:
+  """Whether it is written as a hub id, 'org/name', and not as a path."""
+  return path_or_id.count('/') == 1 and path_or_id[0] not in './~'
+
+
 def directory(path_or_id: str, revision: str | None = None) -> pathlib.Path:
   """The local directory of a model: the path itself, or the hub's snapshot.
 
@@ -33,8 +38,7 @@ def directory(path_or_id: str, revision: str | None = None) -> pathlib.Path:
   path = pathlib.Path(path_or_id).expanduser()
   if path.is_dir():
     return path
-  looks_like_id = path_or_id.count('/') == 1 and path_or_id[0] not in './~'
-  if not looks_like_id:
+  if not is_id(path_or_id):
     raise ValueError(
       f'config.model.path: {path} is not a directory, and {path_or_id!r} is '
       'not a hub id like "org/name".'
