@@ -34,13 +34,11 @@ def lora(model, **kwargs):
 
 def factors(model, adaptation, scale=0.3):
   """Random a and b, so that the adapter changes something."""
-  sizes = {**model.config.sizes, **adaptation.letters}
+  sizes = model.config.sizes
   rng = np.random.default_rng(1)
   return {
-    path: jnp.asarray(
-      scale * rng.standard_normal(weights.shape(dims, sizes)), jnp.float32
-    )
-    for path, dims in adaptation.dims.items()
+    path: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+    for path, shape in adaptation.shapes(sizes).items()
   }
 
 
@@ -93,7 +91,7 @@ def test_merged_equals_attached(tiny, scaling):
     ('all-linear', ALL),
     ('q', ('q',)),
     ('o_proj', ('o',)),
-    ('blocks.mlp.down', ('down',)),
+    ('blocks.0.mlp.down', ('down',)),
     (['v_proj', 'q'], ('q', 'v')),
     ('N', ('o', 'q')),
     ('K', ('k', 'v')),
@@ -246,12 +244,12 @@ def test_matrices_name_inputs_and_outputs(tiny):
   model, _ = tiny
   adaptation = lora(model, targets=['q', 'down'])
   assert adaptation.matrices == {
-    'blocks.attention.q.a': ('D', 'R'),
-    'blocks.attention.q.b': ('R', 'NH'),
-    'blocks.mlp.down.a': ('F', 'R'),
-    'blocks.mlp.down.b': ('R', 'D'),
+    'blocks.0.attention.q.a': ('D', 'R'),
+    'blocks.0.attention.q.b': ('R', 'NH'),
+    'blocks.0.mlp.down.a': ('F', 'R'),
+    'blocks.0.mlp.down.b': ('R', 'D'),
   }
-  assert adaptation.dims['blocks.attention.q.b'] == 'LRNH'
+  assert adaptation.dims['blocks.0.attention.q.b'] == 'LRNH'
 
 
 @pytest.mark.parametrize(

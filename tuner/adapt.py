@@ -39,7 +39,11 @@ class Full:
     return {p: (r.inputs, r.outputs) for p, r in rows if r.is_matrix}
 
   rate_scale = 1.0
-  letters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  is_adapter = False
+
+  def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The shape of each trainable array."""
+    return {path: row.shape(sizes) for path, row in self.rows.items()}
 
   def split(self, base: Tree) -> tuple[Tree, Tree]:
     """(frozen, the weights that start the trainable tree)."""
@@ -74,10 +78,7 @@ class LoraAdaptation:
   dropout: float
   rate_scale: float
 
-  @property
-  def letters(self) -> dict[str, int]:
-    """Sizes of letters that the model itself does not have."""
-    return {'R': self.rank}
+  is_adapter = True
 
   @property
   def dims(self) -> dict[str, str]:
@@ -85,10 +86,18 @@ class LoraAdaptation:
     dims = {}
     for path in self.targets:
       row = self.rows[path]
-      lead = 'L' if row.is_stacked else ''
-      dims[f'{path}.a'] = f'{lead}R{row.inputs}'
-      dims[f'{path}.b'] = f'{lead}R{row.outputs}'
+      dims[f'{path}.a'] = f'{row.lead}R{row.inputs}'
+      dims[f'{path}.b'] = f'{row.lead}R{row.outputs}'
     return dims
+
+  def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The shape of each trainable array."""
+    shapes = {}
+    for path in self.targets:
+      own = {**sizes, 'L': len(self.rows[path].layers), 'R': self.rank}
+      for name in (f'{path}.a', f'{path}.b'):
+        shapes[name] = weights.shape(self.dims[name], own)
+    return shapes
 
   @property
   def matrices(self) -> dict[str, tuple[str, str]]:
@@ -105,17 +114,15 @@ class LoraAdaptation:
 
   def initial(self, sizes: Mapping[str, int], key: jax.Array) -> Tree:
     """a uniform in +-1/sqrt(inputs), as `peft` draws it; b zero."""
-    sizes = {**sizes, **self.letters}
-    tree = {}
+    shapes, tree = self.shapes(sizes), {}
     for i, path in enumerate(self.targets):
       inputs = math.prod(sizes[d] for d in self.rows[path].inputs)
       bound = 1 / math.sqrt(inputs)
-      shape_a = weights.shape(self.dims[f'{path}.a'], sizes)
-      shape_b = weights.shape(self.dims[f'{path}.b'], sizes)
       tree[f'{path}.a'] = jax.random.uniform(
-        jax.random.fold_in(key, i), shape_a, minval=-bound, maxval=bound
-      )
-      tree[f'{path}.b'] = jnp.zeros(shape_b)
+        jax.random.fold_in(key, i), shapes[f'{path}.a'],
+        minval=-bound, maxval=bound,
+      )  # fmt: skip
+      tree[f'{path}.b'] = jnp.zeros(shapes[f'{path}.b'])
     return tree
 
   def attach(self, frozen: Tree, trainable: Tree, key=None) -> dict[str, Any]:
@@ -126,7 +133,7 @@ class LoraAdaptation:
       keys = None
       if key is not None and self.dropout > 0:
         keys = jax.random.fold_in(key, i)
-        if self.rows[path].is_stacked:
+        if 'L' in self.rows[path].lead:
           keys = jax.random.split(keys, base.shape[0])
       attached[path] = linear.Lora(
         base,
@@ -163,7 +170,7 @@ def lora(
   """Low-rank adapters on chosen matrices (Hu et al. 2021).
 
   targets: 'all-linear' (every matrix of the blocks), names ('q', 'o_proj',
-    'blocks.mlp.down') or letters of dims ('N': all that touch query heads).
+    'blocks.0.mlp.down') or letters of dims ('N': all that touch query heads).
   scaling: 'lora' alpha / rank; 'rslora' alpha / sqrt(rank).
   lr_ratio: learning rate of b over that of a (LoRA+, Hayou et al. 2024).
   """
@@ -216,12 +223,12 @@ def _names_nothing(target: str | Sequence[str], linears: Rows) -> str:
 
 def _matches(target: str, path: str, row: weights.Row) -> bool:
   if len(target) == 1 and target.isupper():
-    return target in row.dims.lstrip('L')
+    return target in row.dims[len(row.lead) :]
   return target in _names(path, row)
 
 
 def _names(path: str, row: weights.Row) -> tuple[str, str, str]:
-  """('q', 'q_proj', 'blocks.attention.q')."""
+  """('q', 'q_proj', 'blocks.0.attention.q')."""
   hf_name = row.hf.removesuffix('.weight').rpartition('.')[2]
   return path.rpartition('.')[2], hf_name, path
 
@@ -231,4 +238,4 @@ def merge(declared: Rows, attached: Mapping[str, Any], path: str) -> jax.Array:
   row = declared[path]
   if not isinstance(attached[path], linear.Lora):
     return attached[path]
-  return linear.merged(attached[path], row.dims, row.inputs)
+  return linear.merged(attached[path], row)

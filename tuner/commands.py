@@ -192,7 +192,7 @@ def export(experiment, frozen, state, workdir) -> list[str]:
   own, lines = experiment.config, []
   is_own = own.data.template is None and not own.data.template_args
   template = None if is_own else experiment.tokenizer.chat_template
-  is_adapter = bool(experiment.adaptation.letters)
+  is_adapter = experiment.adaptation.is_adapter
   for name in own.export.formats:
     path = workdir / 'export' / name
     if name == 'adapter' and is_adapter:
@@ -234,11 +234,9 @@ def describe(experiment: Experiment) -> None:
   """Says what will be trained on, before anything heavy is loaded."""
   examples, source = experiment.data.examples, experiment.source
   split = experiment.split
-  declared, sizes = experiment.adaptation.rows, experiment.sizes
-  trained = sum(
-    math.prod(weights.shape(dims, sizes))
-    for dims in experiment.adaptation.dims.values()
-  )
+  sizes = experiment.model.config.sizes
+  declared = experiment.adaptation.rows
+  trained = sum(map(math.prod, experiment.adaptation.shapes(sizes).values()))
   say(
     f'model: {weights.count(declared, sizes):,} parameters; '
     f'{trained:,} are trained ({experiment.resolved["adapt"]["name"]})'

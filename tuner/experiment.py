@@ -50,11 +50,6 @@ class Experiment:
     return self.base_dir.name if is_snapshot else None
 
   @property
-  def sizes(self) -> dict[str, int]:
-    """The size of every letter, the adapter's included."""
-    return {**self.model.config.sizes, **self.adaptation.letters}
-
-  @property
   def split(self) -> split_lib.Split:
     """The rows to train on, to choose by, and to measure on in the end."""
     return self.data.split
@@ -107,23 +102,29 @@ class Experiment:
   def load_base(self) -> dict[str, jax.Array]:
     """The base's weights, each read straight into its sharding."""
     own = self.config.model
-    is_frozen = bool(self.adaptation.letters)
+    is_frozen = self.adaptation.is_adapter
     return hub.load(
       self.base_dir,
       self.model,
-      lambda row: self.sharding(row.dims, row.path),
+      lambda row: mesh_lib.sharding(
+        self.mesh, row.dims, row.shape(self.model.config.sizes), row.path
+      ),
       own.dtype if is_frozen else own.master,
     )
 
-  def sharding(self, dims: str, name: str = '') -> jax.sharding.NamedSharding:
-    """Where an array of these dims lives."""
-    shape = weights.shape(dims, self.sizes)
-    return mesh_lib.sharding(self.mesh, dims, shape, name)
+  def shardings(self) -> dict[str, jax.sharding.NamedSharding]:
+    """Where each trainable array lives."""
+    dims = self.adaptation.dims
+    shapes = self.adaptation.shapes(self.model.config.sizes)
+    return {
+      path: mesh_lib.sharding(self.mesh, dims[path], shapes[path])
+      for path in dims
+    }
 
   def start(self, base: dict[str, jax.Array]):
     """(frozen, state before step 0); the optimizer lives beside its weights."""
     frozen, trainable = self.adaptation.split(base)
-    places = {p: self.sharding(d) for p, d in self.adaptation.dims.items()}
+    places = self.shardings()
     key = jax.random.key(self.config.seed)
 
     def fresh(key):
@@ -146,14 +147,15 @@ class Experiment:
     replicated = jax.sharding.NamedSharding(
       self.mesh, jax.sharding.PartitionSpec()
     )
-    dims = self.adaptation.dims
+    places = self.shardings()
+    shapes = self.adaptation.shapes(self.model.config.sizes)
 
     def place(keys, leaf):
       names = [getattr(key, 'key', None) for key in keys]
-      path = next((name for name in names if name in dims), None)
-      if path is None or leaf.shape != weights.shape(dims[path], self.sizes):
+      path = next((name for name in names if name in places), None)
+      if path is None or leaf.shape != shapes[path]:
         return replicated
-      return self.sharding(dims[path])
+      return places[path]
 
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -189,7 +191,7 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   declared = weights.rows(model)
   bound = named.bind(config.adapt, adapt, where='config.adapt', takes=('rows',))
   adaptation = bound(declared)
-  if config.export.formats == ('adapter',) and not adaptation.letters:
+  if config.export.formats == ('adapter',) and not adaptation.is_adapter:
     raise ValueError(
       f"config.export.formats: 'adapter', but {config.adapt['name']!r} makes "
       "none; use 'model'."

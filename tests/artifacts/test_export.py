@@ -15,7 +15,7 @@ TOKENS = np.random.default_rng(0).integers(0, 320, (2, 16))
 LAYOUTS = {
   'all': {},
   'rslora': dict(scaling='rslora', rank=5, alpha=4.0),
-  'names': dict(targets=['o_proj', 'q', 'blocks.mlp.down']),
+  'names': dict(targets=['o_proj', 'q', 'blocks.0.mlp.down']),
   'letters': dict(targets='K'),
 }
 
@@ -29,11 +29,11 @@ def tuned(model, seed=0, **kwargs):
   """(adaptation, random factors)."""
   rows = weights.rows(model)
   adaptation = adapt.lora(rows, **{'rank': 3, 'alpha': 6.0, **kwargs})
-  sizes = {**model.config.sizes, **adaptation.letters}
+  sizes = model.config.sizes
   rng = np.random.default_rng(seed)
   return adaptation, {
-    path: 0.05 * rng.standard_normal(weights.shape(dims, sizes), np.float32)
-    for path, dims in adaptation.dims.items()
+    path: 0.05 * rng.standard_normal(shape, np.float32)
+    for path, shape in adaptation.shapes(sizes).items()
   }
 
 

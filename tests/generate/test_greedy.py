@@ -42,11 +42,11 @@ def model(request, tmp_path_factory):
 def attach(declared, values):
   """A random LoRA on every matrix."""
   adaptation = adapt.lora(weights.rows(declared), rank=2)
-  sizes = {**declared.config.sizes, **adaptation.letters}
+  sizes = declared.config.sizes
   rng = np.random.default_rng(1)
   trainable = {
-    name: 0.2 * rng.standard_normal(weights.shape(dims, sizes), np.float32)
-    for name, dims in adaptation.dims.items()
+    name: 0.2 * rng.standard_normal(shape, np.float32)
+    for name, shape in adaptation.shapes(sizes).items()
   }
   return adaptation.attach(values, trainable)
 

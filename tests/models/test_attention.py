@@ -39,7 +39,7 @@ def make(length, longest, seed=0):
   return q, k, v, segments
 
 
-def reference(q, k, v, segments, window):
+def reference(q, k, v, segments, window, cap=None, sinks=None):
   """Softmax attention, one query at a time, in float64."""
   out = np.zeros(q.shape)
   for b, t, n in np.ndindex(*q.shape[:3]):
@@ -47,19 +47,26 @@ def reference(q, k, v, segments, window):
     seen = [s for s in range(first, t + 1) if segments[b, s] == segments[b, t]]
     head = n // (N // K)
     scores = k[b, seen, head].astype(float) @ q[b, t, n] / np.sqrt(H)
-    probs = np.exp(scores - scores.max())
-    out[b, t, n] = probs @ v[b, seen, head] / probs.sum()
+    if cap is not None:
+      scores = cap * np.tanh(scores / cap)
+    probs = np.exp(scores)
+    rest = 0 if sinks is None else np.exp(sinks[n])
+    out[b, t, n] = probs @ v[b, seen, head] / (probs.sum() + rest)
   return out
 
 
 @functools.partial(
-  jax.jit, static_argnames=('window', 'reach'), compiler_options=support.QUICK
+  jax.jit,
+  static_argnames=('window', 'reach', 'cap'),
+  compiler_options=support.QUICK,
 )
-def run(q, k, v, segments, window, reach):
+def run(q, k, v, segments, window, reach, cap=None, sinks=None):
   """(out at real tokens, gradients of a weighted sum of them)."""
 
+  look = attention.Look(H**-0.5, window, cap)
+
   def total(q, k, v):
-    out = attention.packed(q, k, v, segments, window, reach)
+    out = attention.packed(q, k, v, segments, look, sinks, reach)
     out = jnp.where((segments > 0)[..., None, None], out, 0.0)
     return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
 
@@ -81,6 +88,25 @@ def test_banded_equals_full_and_numpy(length, longest, window):
   np.testing.assert_allclose(
     np.asarray(out)[real], expected[real], rtol=1e-5, atol=1e-5
   )
+
+
+@pytest.mark.parametrize('window', [None, 9])
+@pytest.mark.parametrize('name', ['cap', 'sinks', 'both'])
+def test_caps_and_sinks(name, window):
+  """Banded and full equal the formula; each changes what comes out."""
+  q, k, v, segments = make(300, 40)
+  cap = None if name == 'sinks' else 0.5
+  rng = np.random.default_rng(2)
+  sinks = None if name == 'cap' else rng.standard_normal(N).astype(np.float32)
+  real = segments > 0
+  expected = reference(q, k, v, segments, window, cap, sinks)
+  for reach in (40, None):
+    out, _ = run(q, k, v, segments, window, reach, cap, sinks)
+    np.testing.assert_allclose(
+      np.asarray(out)[real], expected[real], rtol=1e-5, atol=1e-5
+    )
+  plain = reference(q, k, v, segments, window)
+  assert np.abs(plain - expected).max() > 0.05
 
 
 def test_banded_multiplies_fewer_keys():
@@ -116,7 +142,9 @@ def test_padding_gives_no_nan(reach):
   """A row that is all padding, and padding beside examples."""
   q, k, v, segments = make(200, 40)
   segments[1] = 0
-  out = attention.packed(q, k, v, segments, None, reach)
+  out = attention.packed(
+    q, k, v, segments, attention.Look(H**-0.5), reach=reach
+  )
   assert np.isfinite(out).all()
   _, grads = run(q, k, v, segments, None, reach)
   assert all(np.isfinite(grad).all() for grad in grads)
@@ -128,7 +156,7 @@ def test_a_query_that_sees_only_itself(length, window):
   """Softmax over one key is that key's value."""
   q, k, v, segments = make(300, 300)
   q, k, v, segments = (x[:, :length] for x in (q, k, v, segments))
-  out = attention.packed(q, k, v, segments, window)
+  out = attention.packed(q, k, v, segments, attention.Look(H**-0.5, window))
   np.testing.assert_allclose(out, np.repeat(v, N // K, axis=2), rtol=1e-6)
 
 

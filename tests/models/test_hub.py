@@ -150,11 +150,11 @@ def test_what_does_not_divide_is_replicated_and_said(biased, monkeypatch):
   assert_same_bits(host(values), host(hub.load(biased, model)))
   expected = ['k', 'k_bias', 'v', 'v_bias']
   assert sorted(lines) == [
-    f'blocks.attention.{name}: K = 2 does not divide by tensor = 4; replicated.'
+    f'blocks.0.attention.{name}: K = 2 does not divide by tensor = 4; replicated.'
     for name in expected
   ]
   sizes = {
-    name: values[f'blocks.attention.{name}'].addressable_shards[0].data.shape
+    name: values[f'blocks.0.attention.{name}'].addressable_shards[0].data.shape
     for name in ('k', 'q')
   }
   assert sizes == {'k': (2, 16, 2, 8), 'q': (2, 16, 1, 8)}
@@ -164,10 +164,10 @@ def test_only_the_parts_asked_for_are_read(biased, monkeypatch):
   """A host that holds half of D reads half of each tensor along D."""
   model = hub.declare(biased)
   rows, sizes = weights.rows(model), model.config.sizes
-  row = rows['blocks.mlp.gate']
+  row = rows['blocks.0.mlp.gate']
   reader = hub._Reader(hub.Tensors(biased), row, sizes, np.dtype('float32'))
   index = (slice(1, 2), slice(8, 24), slice(12, 24))
-  whole = np.asarray(hub.load(biased, model)['blocks.mlp.gate'])
+  whole = np.asarray(hub.load(biased, model)['blocks.0.mlp.gate'])
   read = []
   monkeypatch.setattr(hub.Tensors, 'slice_of', counted(hub.Tensors, read))
   np.testing.assert_array_equal(reader(index), whole[index])

@@ -184,7 +184,7 @@ def test_mistral_defaults_are_those_of_transformers():
     config.pop(key)
   expected = transformers.MistralConfig.from_dict(config)
   found = families.decoder_of(config).config
-  assert found.window == expected.sliding_window == 4096
+  assert found.layers[0].window == expected.sliding_window == 4096
   assert found.K == expected.num_key_value_heads
   assert found.H == expected.head_dim
   assert found.tied == expected.tie_word_embeddings
@@ -210,7 +210,7 @@ def test_loss_and_gradients_equal_those_of_torch(name, tmp_path):
   seen = set()
   for row in weights.rows(model).values():
     value = np.asarray(own[row.path])
-    for key, grad in hub.hf_tensors(row, value, model.config.sizes).items():
+    for key, grad in hub.hf_tensors(row, value, model.config.sizes):
       np.testing.assert_allclose(grad, expected[key], **TOLERANCE, err_msg=key)
       assert np.abs(grad).max() > 1e-3, f'{key}: nothing was compared'
       seen.add(key)

@@ -64,19 +64,17 @@ def adapter_tensors(
   trainable: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
   """lora_A [R, in] and lora_B [out, R] of each layer, by their `peft` names."""
-  sizes = {**model.config.sizes, **adaptation.letters}
-  declared, tensors = adaptation.rows, {}
+  sizes, tensors = model.config.sizes, {}
   for path in adaptation.targets:
-    row = declared[path]
+    row = adaptation.rows[path]
     for factor, letters in (('a', row.inputs), ('b', row.outputs)):
       value = np.asarray(trainable[f'{path}.{factor}'])
-      stack = value if row.is_stacked else value[None]
       # HF fuses the letters of a side in the layout's order, not in ours.
       group = row.groups[1] if factor == 'a' else row.groups[0]
       order = [0, *(1 + letters.index(d) for d in group)]
       side = 'lora_A' if factor == 'a' else 'lora_B'
-      for name, one in zip(hub.hf_names(row, sizes['L']), stack, strict=True):
-        matrix = one.transpose(order).reshape(adaptation.rank, -1)
+      for index, name in row.names(sizes).items():
+        matrix = value[index].transpose(order).reshape(adaptation.rank, -1)
         matrix = matrix if factor == 'a' else matrix.T
         module = name.removesuffix('.weight')
         key = f'base_model.model.{module}.{side}.weight'

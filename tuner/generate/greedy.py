@@ -103,23 +103,22 @@ def _decode(model, tokens_BT, lengths_B, active_B, stop_ids, max_tokens):
 
 def empty_cache(model: decoder.Decoder, batch: int, slots: int):
   """(keys, values), [L, B, K, S, H] each, in the model's dtype."""
-  config = model.config
-  shape = (config.L, batch, config.K, slots, config.H)
-  dtype = model.norm[...].dtype
-  return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+  heads, *sizes = model.config.cache_sizes
+  lead, dtype = (model.config.L, batch, heads, slots), model.norm[...].dtype
+  return tuple(jnp.zeros((*lead, size), dtype) for size in sizes)
 
 
 def _run(model, tokens_BT, positions_BT, memory):
   """Hidden states of tokens whose keys and values join the cache."""
   row_B1 = jnp.arange(len(tokens_BT))[:, None]
 
-  def attend(q, k, v, layer, memory):
+  def attend(q, k, v, look, sinks, layer, memory):
     keys, values = memory
     keys = keys.at[layer, row_B1, :, positions_BT].set(k)
     values = values.at[layer, row_B1, :, positions_BT].set(v)
     out = attention.cached(
-      q, keys[layer], values[layer], positions_BT, model.config.window
+      q, keys[layer], values[layer], positions_BT, look, sinks
     )
     return out, (keys, values)
 
-  return model(tokens_BT, positions_BT, attend, memory)
+  return model(tokens_BT, positions_BT, attend, memory)[:2]

@@ -7,44 +7,74 @@ the blocks of keys within reach are ever multiplied, so that time and memory
 are linear in the row's length.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+from tuner.models import layers
 
 MASKED = -1e30  # Finite, so that a fully masked row stays free of NaN.
 
 
-def weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """How a layer's queries look at its keys.
+
+  scale: what scores are multiplied by; 1 / sqrt(H) in most families.
+  window: a query sees itself and the window - 1 tokens before it; None: all.
+  cap: scores are squeezed into (-cap, cap), Gemma 2.
+  """
+
+  scale: float
+  window: int | None = None
+  cap: float | None = None
+
+
+def weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS, look, sinks_N=None):
   """Softmax attention, scores in float32; N / K queries share a key head.
 
-  mask_BTS is True where the query sees the key. Returns out_BTNH.
+  mask_BTS is True where the query sees the key. sinks_N: a score a head that
+  takes its share of the softmax and adds nothing (gpt-oss). Returns out_BTNH,
+  whose H is that of v.
   """
   batch, length, heads, size = q_BTNH.shape
   groups = heads // k_BKSH.shape[1]
-  q_BTKGH = q_BTNH.reshape(batch, length, -1, groups, size) * size**-0.5
+  q_BTKGH = q_BTNH.reshape(batch, length, -1, groups, size) * look.scale
   scores = jnp.einsum(
     'BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
   )
+  scores = layers.soft_cap(scores, look.cap)
   scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-  probs = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
+  probs = _softmax(scores, sinks_N).astype(v_BKSH.dtype)
   out_BTKGH = jnp.einsum('BKGTS,BKSH->BTKGH', probs, v_BKSH)
-  return out_BTKGH.reshape(q_BTNH.shape)
+  return out_BTKGH.reshape(batch, length, heads, v_BKSH.shape[-1])
 
 
-def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=None, reach=None):
+def _softmax(scores_BKGTS, sinks_N):
+  """Over the keys, and over the sink where there is one."""
+  if sinks_N is None:
+    return jax.nn.softmax(scores_BKGTS, axis=-1)
+  batch, kv, groups, length, _ = scores_BKGTS.shape
+  sinks = sinks_N.astype(jnp.float32).reshape(kv, groups, 1, 1)
+  sinks = jnp.broadcast_to(sinks, (batch, kv, groups, length, 1))
+  scores = jnp.concatenate([scores_BKGTS, sinks], axis=-1)
+  return jax.nn.softmax(scores, axis=-1)[..., :-1]
+
+
+def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, look, sinks_N=None, reach=None):
   """Causal attention within segments.
 
-  window: a query sees itself and the window - 1 tokens before it; None: all.
   reach: a promise that no segment is longer than this many tokens.
   """
-  length = q_BTNH.shape[1]
+  length, window = q_BTNH.shape[1], look.window
   reach = min(r for r in (window, reach, length) if r)
   block = block_size(reach)
   back = -(-(reach - 1) // block)
   if (back + 1) * block >= length:
     mask = _sees(segments_BT, segments_BT, 0, window)
-    return weighted_values(
-      q_BTNH, _heads_first(k_BTKH), _heads_first(v_BTKH), mask
-    )
+    k, v = _heads_first(k_BTKH), _heads_first(v_BTKH)
+    return weighted_values(q_BTNH, k, v, mask, look, sinks_N)
   pad = -length % block
   q, k, v = (
     jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
@@ -58,8 +88,8 @@ def packed(q_BTNH, k_BTKH, v_BTKH, segments_BT, window=None, reach=None):
     window,
   )
   k, v = (_heads_first(_reachable(x, block, back)) for x in (k, v))
-  out = weighted_values(_blocks(q, block), k, v, mask)
-  return out.reshape(q.shape)[:, :length]
+  out = weighted_values(_blocks(q, block), k, v, mask, look, sinks_N)
+  return out.reshape(*q.shape[:3], v.shape[-1])[:, :length]
 
 
 def block_size(reach: int) -> int:
@@ -101,16 +131,21 @@ def _sees(segments_BT, segments_BS, offset, window):
   """
   t = jnp.arange(segments_BT.shape[1])[:, None] + offset
   s = jnp.arange(segments_BS.shape[1])[None, :]
-  near = (s <= t) if window is None else (s <= t) & (t - s < window)
-  return near & (segments_BT[:, :, None] == segments_BS[:, None, :])
+  same = segments_BT[:, :, None] == segments_BS[:, None, :]
+  return _near(t, s, window) & same
 
 
-def cached(q_BTNH, k_BKSH, v_BKSH, positions_BT, window=None):
+def _near(t, s, window):
+  """Whether the query at t sees the key at s: not after it, nor too far."""
+  return (s <= t) if window is None else (s <= t) & (t - s < window)
+
+
+def cached(q_BTNH, k_BKSH, v_BKSH, positions_BT, look, sinks_N=None):
   """Attention over a cache whose slot s holds the key of position s.
 
   Slots after a query's position are unwritten or stale, and unseen.
   """
   s = jnp.arange(k_BKSH.shape[2])[None, None, :]
   t = positions_BT[:, :, None]
-  mask_BTS = (s <= t) if window is None else (s <= t) & (t - s < window)
-  return weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+  mask_BTS = _near(t, s, look.window)
+  return weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS, look, sinks_N)

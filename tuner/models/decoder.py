@@ -1,20 +1,25 @@
-"""The decoder: embedding, L stacked and scanned blocks, norm and head.
+"""The decoder: embedding, scanned layers, norm and head.
 
-Each weight is declared once, in the constructor; a family (models/families/)
-turns a config.json into a `DecoderConfig`. A decoder is a plain pytree: fill
-its weights (`weights.fill`) and pass it through jit, grad and scan.
+A family (models/families/) turns a config.json into a `DecoderConfig`, which
+says of each layer what is static in it: its parts, its window, its rope.
+Layers that repeat as a group are stacked and scanned group by group, so that
+what is static stays so: Gemma 3's five local layers and a global one are six
+bodies of one scan. A decoder is a plain pytree: fill its weights
+(`weights.fill`) and pass it through jit, grad and scan.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from tuner import mesh
-from tuner.models import attention, layers, linear, weights
+from tuner.models import attention, blocks, linear, rope, weights
+from tuner.models import layers as layers_lib
 
 REMAT = {
   'none': None,
@@ -24,102 +29,130 @@ REMAT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """What a config.json says, in this project's letters (CONTRIBUTING.md)."""
+class Norms:
+  """The norms of a block by their Hugging Face names; None: not there.
 
-  L: int
+  attention, mlp: of what goes in; attention_post, mlp_post: of what comes out.
+  """
+
+  attention: str | None = 'input_layernorm'
+  attention_post: str | None = None
+  mlp: str | None = 'post_attention_layernorm'
+  mlp_post: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """What is static in a layer.
+
+  window: how far back it looks, in tokens; None: everything.
+  rope: which of the model's ropes turns its queries and keys; None: none.
+  block, attention, mlp: its parts, made by part(config, layer).
+  """
+
+  window: int | None = None
+  rope: int | None = 0
+  attention: Callable = blocks.Attention
+  mlp: Callable = blocks.Mlp
+  block: Callable = blocks.Block
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """What a config.json says, in this project's letters (CONTRIBUTING.md).
+
+  layers: each layer, first to last.
+  attention_biases: which of 'q', 'k', 'v', 'o' have one.
+  qk_norm: '', 'head' (over the channels of each head) or 'heads' (of all).
+  attention_scale: what scores are multiplied by.
+  embed_scale, residual_scale: what embeddings and each layer's two additions
+    are multiplied by; logit_divisor: what logits are divided by.
+  experts, latent: what only some families have, with letters of their own.
+  """
+
   D: int
   N: int
   K: int
   H: int
   F: int
   V: int
-  rope: layers.Rope
-  eps: float
+  ropes: tuple[rope.Rope, ...]
+  layers: tuple[Layer, ...]
+  norm: layers_lib.Norm
   max_positions: int
-  window: int | None = None
+  attention_scale: float
   tied: bool = False
-  attention_bias: bool = False
+  norms: Norms = Norms()
+  activation: str = 'silu'
+  attention_biases: tuple[str, ...] = ()
+  attention_cap: float | None = None
   mlp_bias: bool = False
+  qk_norm: str = ''
+  sinks: bool = False
+  embed_scale: float = 1.0
+  residual_scale: float = 1.0
+  logit_divisor: float = 1.0
+  logit_cap: float | None = None
+  experts: Any = None
+  latent: Any = None
+
+  @property
+  def L(self) -> int:
+    """The number of layers."""
+    return len(self.layers)
 
   @property
   def sizes(self) -> dict[str, int]:
-    """The size of every letter."""
-    return {letter: getattr(self, letter) for letter in 'LDNKHFV'}
+    """The size of every letter; L is the whole model's."""
+    sizes = {letter: getattr(self, letter) for letter in 'LDNKHFV'}
+    sizes |= {'Z': self.N + 2 * self.K, 'C': 2}
+    for part in (self.experts, self.latent):
+      sizes |= part.letters if part is not None else {}
+    return sizes
+
+  @property
+  def cache_sizes(self) -> tuple[int, int, int]:
+    """(heads, channels of a key, channels of a value) of the KV cache."""
+    if self.latent is not None:
+      return self.latent.cache_sizes(self)
+    return self.K, self.H, self.H
 
 
-class Attention(nnx.Module):
-  """Grouped-query attention with rotary positions."""
+class Segment(NamedTuple):
+  """Layers first, first + 1, ...: a group of `period` layers, `times` over."""
 
-  def __init__(self, config: DecoderConfig):
-    w, name = weights.weight, 'self_attn.{}_proj.weight'.format
-    self.q = w('DNH', hf=name('q'), layout='(NH)D')
-    self.k = w('DKH', hf=name('k'), layout='(KH)D')
-    self.v = w('DKH', hf=name('v'), layout='(KH)D')
-    self.o = w('NHD', hf=name('o'), layout='D(NH)')
-    if config.attention_bias:
-      bias = 'self_attn.{}_proj.bias'.format
-      self.q_bias = w('NH', hf=bias('q'), layout='(NH)', init='zeros')
-      self.k_bias = w('KH', hf=bias('k'), layout='(KH)', init='zeros')
-      self.v_bias = w('KH', hf=bias('v'), layout='(KH)', init='zeros')
-      self.o_bias = w('D', hf=bias('o'), init='zeros')
-    self.config = config
+  first: int
+  period: int
+  times: int
 
-  def __call__(self, x_BTD, tables, attend, layer, memory):
-    q = linear.project('BTD,DNH->BTNH', x_BTD, self.q)
-    k = linear.project('BTD,DKH->BTKH', x_BTD, self.k)
-    v = linear.project('BTD,DKH->BTKH', x_BTD, self.v)
-    if self.config.attention_bias:
-      q, k, v = q + self.q_bias[...], k + self.k_bias[...], v + self.v_bias[...]
-    q, k = layers.rotate(q, tables), layers.rotate(k, tables)
-    out, memory = attend(q, k, v, layer, memory)
-    out = linear.project('BTNH,NHD->BTD', out, self.o)
-    if self.config.attention_bias:
-      out = out + self.o_bias[...]
-    return out, memory
+  def numbers(self, place: int) -> range:
+    """The layers at one place of the group."""
+    start = self.first + place
+    return range(start, start + self.period * self.times, self.period)
 
 
-class Mlp(nnx.Module):
-  """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+@functools.cache
+def segments(kinds: tuple[Layer, ...]) -> tuple[Segment, ...]:
+  """The layers as repeating groups, with as few different bodies as may be."""
 
-  def __init__(self, config: DecoderConfig):
-    w, name = weights.weight, 'mlp.{}_proj.weight'.format
-    self.gate = w('DF', hf=name('gate'), layout='FD')
-    self.up = w('DF', hf=name('up'), layout='FD')
-    self.down = w('FD', hf=name('down'), layout='DF')
-    if config.mlp_bias:
-      bias = 'mlp.{}_proj.bias'.format
-      self.gate_bias = w('F', hf=bias('gate'), init='zeros')
-      self.up_bias = w('F', hf=bias('up'), init='zeros')
-      self.down_bias = w('D', hf=bias('down'), init='zeros')
-    self.config = config
+  def repeats(first, period):
+    group, times = kinds[first : first + period], 1
+    while True:
+      start = first + times * period
+      if kinds[start : start + period] != group:
+        return times
+      times += 1
 
-  def __call__(self, x_BTD):
-    gate = linear.project('BTD,DF->BTF', x_BTD, self.gate)
-    up = linear.project('BTD,DF->BTF', x_BTD, self.up)
-    if self.config.mlp_bias:
-      gate, up = gate + self.gate_bias[...], up + self.up_bias[...]
-    out = linear.project('BTF,FD->BTD', jax.nn.silu(gate) * up, self.down)
-    return out + self.down_bias[...] if self.config.mlp_bias else out
-
-
-class Block(nnx.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-  def __init__(self, config: DecoderConfig):
-    norm = '{}_layernorm.weight'.format
-    self.attention_norm = weights.weight('D', hf=norm('input'), init='ones')
-    self.attention = Attention(config)
-    self.mlp_norm = weights.weight('D', hf=norm('post_attention'), init='ones')
-    self.mlp = Mlp(config)
-    self.eps = config.eps
-
-  def __call__(self, x_BTD, tables, attend, layer, memory):
-    normed = layers.rms_norm(x_BTD, self.attention_norm[...], self.eps)
-    out, memory = self.attention(normed, tables, attend, layer, memory)
-    x_BTD = x_BTD + out
-    normed = layers.rms_norm(x_BTD, self.mlp_norm[...], self.eps)
-    return mesh.constrain(x_BTD + self.mlp(normed), 'BTD'), memory
+  best: list[tuple[int, int, tuple[Segment, ...]]] = [(0, 0, ())]
+  for first in reversed(range(len(kinds))):
+    found = []
+    for period in range(1, len(kinds) - first + 1):
+      times = repeats(first, period)
+      bodies, count, rest = best[len(kinds) - first - period * times]
+      segment = Segment(first, period, times)
+      found.append((bodies + period, count + 1, (segment, *rest)))
+    best.append(min(found, key=lambda option: option[:2]))
+  return best[-1][2]
 
 
 class Decoder(nnx.Module):
@@ -127,7 +160,14 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DecoderConfig):
     self.embed = weights.weight('VD', hf='model.embed_tokens.weight')
-    self.blocks = weights.stack(Block(config), 'model.layers.{L}.')
+    bodies = []
+    for segment in segments(config.layers):
+      for place in range(segment.period):
+        numbers = segment.numbers(place)
+        layer = config.layers[numbers[0]]
+        block = layer.block(config, layer)
+        bodies.append(weights.stack(block, 'model.layers.{L}.', numbers))
+    self.blocks = nnx.List(bodies)
     self.norm = weights.weight('D', hf='model.norm.weight', init='ones')
     if not config.tied:
       self.head = weights.weight('DV', hf='lm_head.weight', layout='VD')
@@ -140,27 +180,28 @@ class Decoder(nnx.Module):
     attend: Callable,
     memory: Any = None,
     remat: str = 'none',
-  ) -> tuple[jax.Array, Any]:
-    """(hidden_BTD after the last norm, memory).
+    real_BT: jax.Array | None = None,
+  ) -> tuple[jax.Array, Any, list[Any]]:
+    """(hidden_BTD after the last norm, memory, routing).
 
-    attend: (q_BTNH, k_BTKH, v_BTKH, layer, memory) -> (out_BTNH, memory), such
-      as `attend_packed` or generate.greedy's; memory is carried through layers.
+    attend: see blocks.Call; such as `attend_packed` or generate.greedy's.
+      memory is carried through the layers.
     remat: 'none', 'dots' or 'full': what the backward pass computes again.
+    routing: what the routers of each body say, stacked along its layers;
+      without those bodies that route nothing.
     """
+    config = self.config
     embed = mesh.constrain(linear.value_of(self.embed), 'VD')
     x = jnp.take(embed, tokens_BT, axis=0)
-    x = mesh.constrain(x, 'BTD')
-    tables = layers.rope_tables(self.config.rope, positions_BT, self.config.H)
-
-    def layer(carry, block_and_index):
-      block, index = block_and_index
-      return block(carry[0], tables, attend, index, carry[1]), None
-
-    if REMAT[remat] is not None:
-      layer = jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=False)
-    index_L = jnp.arange(self.config.L)
-    (x, memory), _ = jax.lax.scan(layer, (x, memory), (self.blocks, index_L))
-    return layers.rms_norm(x, self.norm[...], self.config.eps), memory
+    x = mesh.constrain(x * jnp.asarray(config.embed_scale, x.dtype), 'BTD')
+    tables = tuple(rope.tables(r, positions_BT) for r in config.ropes)
+    call = blocks.Call(tables, attend, real_BT)
+    routing, bodies = [], list(self.blocks)
+    for segment in segments(config.layers):
+      own, bodies = bodies[: segment.period], bodies[segment.period :]
+      (x, memory), routed = _scan(own, segment, call, (x, memory), remat)
+      routing += [r for r in routed if r is not None]
+    return layers_lib.rms_norm(x, self.norm[...], config.norm), memory, routing
 
   def head_weight(self) -> Any:
     """The array or weight kind that makes logits: the head or the embedding."""
@@ -168,22 +209,58 @@ class Decoder(nnx.Module):
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 logits_BTV of hidden states."""
-    return head_logits(self.head_weight(), x_BTD, self.config.tied)
+    return self.head_function()(self.head_weight(), x_BTD)
+
+  def head_function(self) -> Callable:
+    """(head_weight, x_BTD) -> logits_BTV, as this model makes them."""
+    own = self.config
+    return functools.partial(
+      head_logits, tied=own.tied, divisor=own.logit_divisor, cap=own.logit_cap
+    )
 
 
-def head_logits(head: Any, x_BTD: jax.Array, tied: bool) -> jax.Array:
+def _scan(bodies: Sequence, segment: Segment, call, carry, remat):
+  """The layers of a segment, group by group: (carry, routing of each body)."""
+
+  def one(carry, block, index):
+    x, memory, routed = block(carry[0], call, index, carry[1])
+    return (x, memory), routed
+
+  if REMAT[remat] is not None:
+    one = jax.checkpoint(one, policy=REMAT[remat], prevent_cse=False)
+
+  def group(carry, blocks_and_indices):
+    routing = []
+    for block, index in zip(*blocks_and_indices, strict=True):
+      carry, routed = one(carry, block, index)
+      routing.append(routed)
+    return carry, tuple(routing)
+
+  indices = [
+    jnp.array(segment.numbers(place)) for place in range(segment.period)
+  ]
+  return jax.lax.scan(group, carry, (list(bodies), indices))
+
+
+def head_logits(
+  head: Any,
+  x_BTD: jax.Array,
+  tied: bool,
+  divisor: float = 1.0,
+  cap: float | None = None,
+) -> jax.Array:
   """float32 logits_BTV by a head of dims DV, or VD if it is the embedding."""
   spec = 'BTD,VD->BTV' if tied else 'BTD,DV->BTV'
-  return linear.project(spec, x_BTD, head).astype(jnp.float32)
+  logits = linear.project(spec, x_BTD, head).astype(jnp.float32)
+  return layers_lib.soft_cap(logits / divisor, cap)
 
 
-def attend_packed(
-  segments_BT: jax.Array, window: int | None = None, reach: int | None = None
-) -> Callable:
+def attend_packed(segments_BT: jax.Array, reach: int | None = None) -> Callable:
   """An `attend` over whole rows; see `attention.packed`."""
 
-  def attend(q, k, v, layer, memory):
+  def attend(q, k, v, look, sinks, layer, memory):
     del layer
-    return attention.packed(q, k, v, segments_BT, window, reach), memory
+    out = attention.packed(q, k, v, segments_BT, look, sinks, reach)
+    return out, memory
 
   return attend

@@ -8,10 +8,11 @@ JSON are read: never pickles.
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -175,28 +176,14 @@ def weights_hash(path: pathlib.Path) -> str:
   return total.hexdigest()
 
 
-def hf_names(row: weights.Row, layers: int) -> list[str]:
-  """The Hugging Face names of a weight, one a layer if stacked."""
-  if not row.is_stacked:
-    return [row.hf]
-  return [row.hf.format(L=layer) for layer in range(layers)]
-
-
-def fused_shape(row: weights.Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
-  """The shape of one Hugging Face tensor of this weight."""
-  return tuple(
-    math.prod(sizes[letter] for letter in group) for group in row.groups
-  )
-
-
 def check(
   tensors: Tensors, rows: Mapping[str, weights.Row], sizes: Mapping[str, int]
 ) -> None:
   """Raises one ValueError with every missing, extra and misshapen tensor."""
   problems, wanted = [], set()
   for row in rows.values():
-    expected = fused_shape(row, sizes)
-    for name in hf_names(row, sizes['L']):
+    expected = row.hf_shape(sizes)
+    for name in row.names(sizes).values():
       wanted.add(name)
       problems += _problem(tensors, row, name, expected)
   extra = [n for n in tensors.file_of if n not in wanted and not _ignored(n)]
@@ -250,7 +237,7 @@ def load(
 
   def read(row):
     place = sharding(row) if sharding else _first_device()
-    shape = weights.shape(row.dims, sizes)
+    shape = row.shape(sizes)
     part = _Reader(tensors, row, sizes, np.dtype(dtype))
     return jax.make_array_from_callback(shape, place, part)
 
@@ -286,19 +273,14 @@ class _Reader:
 
   def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
     row, sizes = self.row, self.sizes
-    names = hf_names(row, sizes['L'])
+    whole = dict(zip(row.dims, row.shape(sizes), strict=True))
     parts = dict(zip(row.dims, index, strict=True))
-    spans = {d: parts[d].indices(sizes[d])[:2] for d in row.dims}
-    letters = row.dims.lstrip('L') if row.is_stacked else row.dims
-    size = [spans[d][1] - spans[d][0] for d in row.dims]
-    out = np.empty(size, self.dtype)
-    layers = range(*spans['L']) if row.is_stacked else [0]
-    for i, layer in enumerate(layers):
-      value = self._one(names[layer], letters, spans)
-      if row.is_stacked:
-        out[i] = value
-      else:
-        out[...] = value
+    spans = {d: parts[d].indices(whole[d])[:2] for d in row.dims}
+    names, over = row.names(sizes), row.stacked
+    out = np.empty([b - a for a, b in spans.values()], self.dtype)
+    for place in itertools.product(*(range(*spans[d]) for d in over)):
+      here = tuple(i - spans[d][0] for i, d in zip(place, over, strict=True))
+      out[here] = self._one(names[place], row.dims[len(over) :], spans)
     return out
 
   def _one(self, name, letters, spans) -> np.ndarray:
@@ -322,16 +304,14 @@ class _Reader:
 
 def hf_tensors(
   row: weights.Row, value: np.ndarray, sizes: Mapping[str, int]
-) -> dict[str, np.ndarray]:
+) -> Iterator[tuple[str, np.ndarray]]:
   """A declared array as its Hugging Face tensors: the inverse of reading."""
-  letters = row.dims[1:] if row.is_stacked else row.dims
+  letters = row.dims[len(row.stacked) :]
   order = [letters.index(d) for d in ''.join(row.groups)]
-  values = value if row.is_stacked else value[None]
-  shape = fused_shape(row, sizes)
-  return {
-    name: np.ascontiguousarray(one.transpose(order).reshape(shape))
-    for name, one in zip(hf_names(row, sizes['L']), values, strict=True)
-  }
+  shape = row.hf_shape(sizes)
+  for index, name in row.names(sizes).items():
+    one = value[index].transpose(order).reshape(shape)
+    yield name, np.ascontiguousarray(one)
 
 
 def write(
@@ -359,7 +339,7 @@ def write(
 
   for row in rows.values():
     host = np.asarray(value_of(row.path)).astype(dtype)
-    for name, tensor in hf_tensors(row, host, sizes).items():
+    for name, tensor in hf_tensors(row, host, sizes):
       if shard and held() + tensor.nbytes > SHARD_BYTES:
         flush()
       shard[name] = tensor

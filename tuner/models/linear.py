@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tuner.models import weights
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +92,12 @@ def _project_lora(spec: str, x: jax.Array, weight: Lora) -> jax.Array:
   return project(spec, x, weight.base) + weight.scale * delta
 
 
-def merged(weight: Any, dims: str, inputs: str) -> jax.Array:
-  """A plain array that projects as `weight` does. dims: the array's letters.
-
-  Stacked weights merge too: letters of `dims` that are neither inputs nor
-  outputs (L) stand first in a, b and the base alike.
-  """
+def merged(weight: Any, row: weights.Row) -> jax.Array:
+  """A plain array that projects as `weight` does; row: its declaration."""
   if not isinstance(weight, Lora):
     return weight
-  stacked = 'L' if dims.startswith('L') else ''
-  outputs = ''.join(d for d in dims if d not in stacked + inputs)
-  spec = f'{stacked}R{inputs},{stacked}R{outputs}->{dims}'
+  lead = row.lead
+  spec = f'{lead}R{row.inputs},{lead}R{row.outputs}->{row.dims}'
   delta = jnp.einsum(
     spec,
     weight.a_RI,
@@ -108,5 +105,5 @@ def merged(weight: Any, dims: str, inputs: str) -> jax.Array:
     precision='highest',
     preferred_element_type=jnp.float32,
   )
-  base = merged(weight.base, dims, inputs)
+  base = merged(weight.base, row)
   return (base.astype(jnp.float32) + weight.scale * delta).astype(base.dtype)

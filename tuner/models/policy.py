@@ -1,7 +1,6 @@
 """What an objective sees of a model: `.logprobs(batch)`, `.logits(batch)`."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +27,11 @@ class Policy:
   def hidden(self, batch: dict[str, jax.Array]) -> jax.Array:
     """The last hidden states, [rows, T, D], leading axes made one."""
     rows = {k: _rows(batch[k]) for k in ('tokens', 'positions', 'segments')}
-    window = self.model.config.window
-    attend = decoder.attend_packed(rows['segments'], window, self.reach)
-    x_BTD, _ = self.model(
-      rows['tokens'], rows['positions'], attend, remat=self.remat
-    )
+    attend = decoder.attend_packed(rows['segments'], self.reach)
+    x_BTD, _, _ = self.model(
+      rows['tokens'], rows['positions'], attend, remat=self.remat,
+      real_BT=rows['segments'] > 0,
+    )  # fmt: skip
     return x_BTD
 
   def logprobs(self, batch: dict[str, jax.Array]) -> jax.Array:
@@ -44,7 +43,7 @@ class Policy:
     tokens_BT, mask_BT = _rows(batch['tokens']), _rows(batch['mask'])
     x_BTD = self.hidden(batch)
     out = logprobs.logprobs(
-      functools.partial(decoder.head_logits, tied=self.model.config.tied),
+      self.model.head_function(),
       self.model.head_weight(),
       x_BTD[:, :-1],
       tokens_BT[:, 1:],

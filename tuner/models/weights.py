@@ -8,25 +8,31 @@ targets are read from it (`rows`); `fill` puts values in its place.
 """
 
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+FIELDS = ('dims', 'hf', 'layout', 'init', 'std', 'inputs', 'layers')
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
   """A declared weight.
 
-  path: where it sits in the module, 'blocks.attention.q'.
-  dims: its letters, stacked axis first, 'LDNH'.
-  hf: its Hugging Face name, '{L}' standing for the layer's number.
+  path: where it sits in the module, 'blocks.0.attention.q'.
+  dims: its letters, stacked axes first, 'LDNH'.
+  hf: its Hugging Face name; '{L}' stands for the layer's number, '{E}' for
+    the expert's.
   layout: the axes of one Hugging Face tensor; '(NH)D' fuses N and H.
   init: 'normal' (standard deviation `std`), 'ones' or 'zeros'.
+  inputs: the letters that a matrix reads, '' of what is no matrix.
+  layers: the model's numbers of the layers along L.
   """
 
   path: str
@@ -35,53 +41,112 @@ class Row:
   layout: str
   init: str
   std: float
+  inputs: str
+  layers: tuple[int, ...]
 
   @property
   def groups(self) -> list[str]:
-    """The letters of each axis of the Hugging Face tensor: ['NH', 'D']."""
-    return [a or b for a, b in re.findall(r'\((\w+)\)|(\w)', self.layout)]
+    """The letters of each axis of one Hugging Face tensor: ['NH', 'D']."""
+    return _groups(self.layout)
 
   @property
-  def is_stacked(self) -> bool:
-    return '{L}' in self.hf
+  def stacked(self) -> str:
+    """The letters that run over Hugging Face names: '', 'L' or 'LE'."""
+    return ''.join(d for d in self.dims if f'{{{d}}}' in self.hf)
 
   @property
   def is_matrix(self) -> bool:
-    """Whether it is a matrix (out, in) at Hugging Face: decayed, adaptable."""
-    return len(self.groups) == 2
+    """Whether it maps inputs to outputs, a layer or an expert at a time."""
+    return bool(self.inputs)
+
+  @property
+  def lead(self) -> str:
+    """The letters that a stack of matrices begins with: '', 'L' or 'LE'."""
+    return re.match('L?E?', self.dims).group()  # type: ignore[union-attr]
 
   @property
   def outputs(self) -> str:
-    """Letters of what the matrix makes; Hugging Face puts them first."""
-    return ''.join(d for d in self.dims if d in self.groups[0])
+    """Letters of what the matrix makes."""
+    return ''.join(d for d in self.dims if d not in self.lead + self.inputs)
 
-  @property
-  def inputs(self) -> str:
-    """Letters of what the matrix reads."""
-    return ''.join(d for d in self.dims if d in self.groups[1])
+  def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of the declared array; L is this weight's own."""
+    return shape(self.dims, {**sizes, 'L': len(self.layers)})
+
+  def hf_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of one Hugging Face tensor."""
+    return tuple(math.prod(sizes[d] for d in group) for group in self.groups)
+
+  def names(self, sizes: Mapping[str, int]) -> dict[tuple[int, ...], str]:
+    """The Hugging Face name at each index of the stacked axes.
+
+    {(): name} of a weight that is one tensor.
+    """
+    numbers = {'L': self.layers}
+    ranges = [numbers.get(d, range(sizes.get(d, 0))) for d in self.stacked]
+    indices = itertools.product(*(range(len(r)) for r in ranges))
+    found = {}
+    for index in indices:
+      said = zip(self.stacked, ranges, index, strict=True)
+      found[index] = self.hf.format(**{d: r[i] for d, r, i in said})
+    return found
 
 
 def weight(
-  dims: str, hf: str, layout: str = '', init: str = 'normal', std: float = 0.02
+  dims: str,
+  hf: str,
+  layout: str = '',
+  init: str = 'normal',
+  std: float = 0.02,
+  inputs: str = '',
 ) -> nnx.Param:
-  """A declared weight, without a value. `layout` defaults to `dims`."""
-  layout = layout or dims
-  if sorted(layout.replace('(', '').replace(')', '')) != sorted(dims):
+  """A declared weight, without a value.
+
+  layout: of one tensor, `dims` without the letters that `hf` runs over by
+    default. inputs: the letters that a matrix reads; by default those of the
+    second of two axes, as a Linear at Hugging Face is (out, in).
+  """
+  over = ''.join(d for d in dims if f'{{{d}}}' in hf)
+  layout = layout or dims[len(over) :]
+  letters = layout.replace('(', '').replace(')', '')
+  if sorted(over + letters) != sorted(dims) or not dims.startswith(over):
     raise ValueError(f'{hf}: layout {layout} must hold the letters of {dims}.')
-  return nnx.Param(None, dims=dims, hf=hf, layout=layout, init=init, std=std)
+  sides = _groups(layout)
+  if not inputs and len(sides) == 2:
+    inputs = ''.join(d for d in dims if d in sides[1])
+  return nnx.Param(
+    None,
+    dims=dims,
+    hf=hf,
+    layout=layout,
+    init=init,
+    std=std,
+    inputs=inputs,
+    layers=(),
+  )
+
+
+def _groups(layout: str) -> list[str]:
+  return [a or b for a, b in re.findall(r'\((\w+)\)|(\w)', layout)]
 
 
 def is_param(x: Any) -> bool:
   return isinstance(x, nnx.Variable)
 
 
-def stack(module: nnx.Module, prefix: str) -> nnx.Module:
-  """The module with every weight stacked along L, named `prefix` + its name."""
+def stack(module: nnx.Module, prefix: str, layers: Sequence[int]) -> nnx.Module:
+  """The module with every weight stacked along L, named `prefix` + its name.
+
+  layers: the model's numbers of the stacked layers.
+  """
 
   def stacked(param):
     meta = param.get_metadata()
     return param.replace(
-      value=None, dims='L' + meta['dims'], hf=prefix + meta['hf']
+      value=None,
+      dims='L' + meta['dims'],
+      hf=prefix + meta['hf'],
+      layers=tuple(layers),
     )
 
   return jax.tree.map(stacked, module, is_leaf=is_param)
@@ -94,8 +159,7 @@ def rows(module: nnx.Module) -> dict[str, Row]:
   for keys, param in leaves:
     path = '.'.join(_name(key) for key in keys)
     meta = param.get_metadata()
-    fields = ('dims', 'hf', 'layout', 'init', 'std')
-    found[path] = Row(path, *(meta[field] for field in fields))
+    found[path] = Row(path, *(meta[field] for field in FIELDS))
   return found
 
 
@@ -115,12 +179,12 @@ def shape(dims: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 def count(declared: Mapping[str, Row], sizes: Mapping[str, int]) -> int:
   """The number of parameters."""
-  return sum(math.prod(shape(row.dims, sizes)) for row in declared.values())
+  return sum(math.prod(row.shape(sizes)) for row in declared.values())
 
 
 def initial(row: Row, sizes: Mapping[str, int], key, dtype=jnp.float32):
   """A fresh value: normal with the row's standard deviation, ones or zeros."""
-  size = shape(row.dims, sizes)
+  size = row.shape(sizes)
   if row.init == 'normal':
     return row.std * jax.random.normal(key, size, dtype)
   return {'ones': jnp.ones, 'zeros': jnp.zeros}[row.init](size, dtype)
@@ -138,4 +202,5 @@ def initial_values(
 
 
 def _name(key) -> str:
-  return str(getattr(key, 'name', getattr(key, 'key', key)))
+  found = (getattr(key, name, None) for name in ('name', 'key', 'idx'))
+  return str(next((x for x in found if x is not None), key))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tuner.models import decoder, layers
+from tuner.models import decoder, layers, rope
 
 REQUIRED = (
   'num_hidden_layers',
@@ -13,7 +13,6 @@ REQUIRED = (
   'rms_norm_eps',
   'max_position_embeddings',
 )
-ROPE_KINDS = ('default', 'linear', 'dynamic', 'llama3')
 
 
 def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
@@ -30,57 +29,21 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
       "'silu'."
     )
   heads, width = config['num_attention_heads'], config['hidden_size']
+  size = config.get('head_dim') or width // heads
+  biases = ('q', 'k', 'v', 'o') if config.get('attention_bias') else ()
   return decoder.DecoderConfig(
-    L=config['num_hidden_layers'],
     D=width,
     N=heads,
     K=config.get('num_key_value_heads') or heads,
-    H=config.get('head_dim') or width // heads,
+    H=size,
     F=config['intermediate_size'],
     V=config['vocab_size'],
-    rope=rope(config),
-    eps=config['rms_norm_eps'],
+    ropes=(rope.read(config, size),),
+    layers=(decoder.Layer(),) * config['num_hidden_layers'],
+    norm=layers.Norm(config['rms_norm_eps']),
     max_positions=config['max_position_embeddings'],
+    attention_scale=size**-0.5,
     tied=config.get('tie_word_embeddings', False),
-    attention_bias=config.get('attention_bias', False),
+    attention_biases=biases,
     mlp_bias=config.get('mlp_bias', False),
-  )
-
-
-def rope(config: dict[str, Any]) -> layers.Rope:
-  """The rotary embedding, from `rope_parameters` (new) or `rope_scaling` (old).
-
-  Raises ValueError for an unknown kind and where two places disagree: some
-  reader of that directory is wrong.
-  """
-  new, old = (config.get(k) for k in ('rope_parameters', 'rope_scaling'))
-  if new and old and {**new, **old} != {**old, **new}:
-    raise ValueError(
-      f'config.json: rope_scaling is {old} and rope_parameters is {new}; they '
-      'must agree.'
-    )
-  scaling = {**(old or {}), **(new or {})}
-  thetas = [source.get('rope_theta') for source in (config, scaling)]
-  given = {float(theta) for theta in thetas if theta is not None}
-  if len(given) > 1:
-    raise ValueError(
-      f'config.json: rope_theta is {thetas[0]} and '
-      f'rope_parameters.rope_theta is {thetas[1]}; they must agree.'
-    )
-  kind = scaling.get('rope_type', scaling.get('type', 'default'))
-  if kind not in ROPE_KINDS:
-    raise ValueError(
-      f'config.json: rope type {kind!r} is not supported; supported: '
-      f'{", ".join(ROPE_KINDS)}.'
-    )
-  original = config['max_position_embeddings']
-  if kind == 'llama3':  # `transformers` reads it for this kind alone.
-    original = scaling.get('original_max_position_embeddings') or original
-  return layers.Rope(
-    theta=given.pop() if given else 10000.0,
-    kind=kind,
-    factor=float(scaling.get('factor') or 1.0),
-    original=original,
-    low_frequency=float(scaling.get('low_freq_factor') or 1.0),
-    high_frequency=float(scaling.get('high_freq_factor') or 4.0),
   )

@@ -13,6 +13,6 @@ DEFAULTS = {'num_key_value_heads': 8, 'sliding_window': 4096}
 def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
   """The config.json of a Mistral; a null window means full attention."""
   config = {**DEFAULTS, **config}
-  return dataclasses.replace(
-    llama.decoder_config(config), window=config['sliding_window']
-  )
+  base = llama.decoder_config(config)
+  layer = decoder.Layer(window=config['sliding_window'])
+  return dataclasses.replace(base, layers=(layer,) * base.L)
