@@ -133,7 +133,7 @@ def test_optimizer_state_is_sharded_as_its_weight(config, adapt, optimizer):
     moments += 1
     wanted = state.trainable[path].sharding
     assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
-    assert wanted == experiment.sharding(experiment.adaptation.dims[path])
+    assert wanted == experiment.shardings()[path]
   assert moments >= len(state.trainable)
 
 
