@@ -1,0 +1,237 @@
+"""A Hugging Face directory -> a GGUF file for llama.cpp and Ollama.
+
+Tensors are laid out from their shapes and then read, changed and quantised one
+after another, so memory holds one tensor (of experts, one stack) at a time.
+"""
+
+import math
+import os
+import pathlib
+import tempfile
+import typing
+
+import numpy as np
+
+from tuner.llamacpp import architectures as arch_lib
+from tuner.llamacpp import config as config_lib
+from tuner.llamacpp import library, rope, shards, tokens, vocabulary
+from tuner.llamacpp import read as read_lib
+
+# llama.cpp's name of a file's type, and of most of its tensors'.
+FILE_TYPES = {
+  'f32': ('ALL_F32', 'F32'),
+  'f16': ('MOSTLY_F16', 'F16'),
+  'bf16': ('MOSTLY_BF16', 'BF16'),
+  'q8_0': ('MOSTLY_Q8_0', 'Q8_0'),
+}
+# What some checkpoints hold and every model computes.
+COMPUTED = ('.rotary_emb.inv_freq', '.masked_bias')
+
+
+def write(
+  hf_dir: str | os.PathLike[str],
+  file: str | os.PathLike[str],
+  dtype: str = 'f16',
+  name: str | None = None,
+) -> dict[str, typing.Any]:
+  """What was written: architecture, tensors, bytes, types, pre, notes.
+
+  dtype: of the matrices, one of f32, f16, bf16, q8_0; norms, biases and routers
+  stay float32, and rows that q8_0's blocks of 32 do not divide become float16.
+  name: general.name; the directory's when None. notes: what llama.cpp will do
+  otherwise than transformers, in words. The file appears whole or not at all.
+  Raises ValueError naming what is missing or not known; FileExistsError.
+  """
+  if dtype not in FILE_TYPES:
+    raise ValueError(f'dtype {dtype!r}: known are {", ".join(FILE_TYPES)}.')
+  folder, file = pathlib.Path(hf_dir), pathlib.Path(file)
+  if file.exists():
+    raise FileExistsError(f'{file} already exists.')
+  model = _Model(folder, dtype)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  handle, scratch = tempfile.mkstemp(prefix=f'.{file.name}.', dir=file.parent)
+  os.close(handle)
+  try:
+    report = model.write(pathlib.Path(scratch), name or folder.resolve().name)
+    os.chmod(scratch, 0o666 & ~read_lib.umask())
+    os.replace(scratch, file)
+  except BaseException:
+    pathlib.Path(scratch).unlink(missing_ok=True)
+    raise
+  return {**report, 'bytes': file.stat().st_size}
+
+
+class _Part(typing.NamedTuple):
+  """One GGUF tensor to be written."""
+
+  name: str
+  kind: str
+  shape: tuple[int, ...]
+  make: typing.Callable[[], np.ndarray]
+
+
+class _Model:
+  """A directory understood: metadata, and how each tensor is made."""
+
+  def __init__(self, folder: pathlib.Path, dtype: str):
+    if not folder.is_dir():
+      raise ValueError(f'{folder} is not a directory; wanted: a Hugging Face model')
+    self.gguf = library.load()
+    self.dtype = dtype
+    try:
+      raw = vocabulary.read_json(folder / 'config.json')
+      self.architecture = arch_lib.by_model_type(raw.get('model_type'))
+      self.config = config_lib.normal(self.architecture, raw)
+      self.files = shards.Reader(folder)
+      self.meta = config_lib.to_metadata(self.architecture, self.config)
+      more, self.extra = rope.to_metadata(self.architecture, self.config)
+      self.meta |= more
+      self.plan = self._plan()
+      rows = self.files.shape('model.embed_tokens.weight')[0]
+      if rows != self.config.get('vocab_size'):
+        raise ValueError(
+          f'config.json: vocab_size: {self.config.get("vocab_size")}; the '
+          f'embedding has {rows} rows.'
+        )
+      self.vocabulary = vocabulary.of_folder(folder, rows)
+    except (KeyError, ValueError) as error:
+      text = str(error)
+      text = text if str(folder) in text else f'{folder}: {text}'
+      raise ValueError(text) from error
+    self.heads = tuple(
+      self.config[f'num_{k}_heads'] for k in ('attention', 'key_value')
+    )
+
+  def _plan(self) -> list[arch_lib.Tensor]:
+    names = self.files.names
+    flags = config_lib.flags(self.architecture, self.config, names)
+    experts = int(self.meta.get('expert_count', 0))
+    layers = self.config['num_hidden_layers']
+    plan = arch_lib.tensors(self.architecture, layers, experts, flags)
+    wanted = {name for tensor in plan for name in tensor.hf}
+    missing = sorted(wanted - set(names))
+    unknown = sorted(set(names) - wanted)
+    unknown = [n for n in unknown if not n.endswith(COMPUTED)]
+    if 'untied' not in flags and 'lm_head.weight' in unknown:
+      if self._is_embedding_again():
+        unknown.remove('lm_head.weight')
+    if missing or unknown:
+      raise ValueError(
+        f'{self.architecture.model_types[0]} tensors missing: '
+        f'{library.quote(missing) or "none"}; not known: '
+        f'{library.quote(unknown) or "none"}.'
+      )
+    return plan
+
+  def _is_embedding_again(self) -> bool:
+    pair = ('lm_head.weight', 'model.embed_tokens.weight')
+    one, other = (self.files.load(name) for name in pair)
+    return np.array_equal(one, other)
+
+  def _parts(self) -> list[_Part]:
+    parts = []
+    for name, array in self.extra.items():
+      parts.append(_Part(name, 'F32', array.shape, lambda array=array: array))
+    for tensor in self.plan:
+      shape = self.files.shape(tensor.hf[0])
+      change = tensor.rule.change
+      for i, own in enumerate(change.gguf_shapes(shape)):
+        stacked = (len(tensor.hf), *own) if '{E}' in tensor.rule.hf else own
+        kind = self._kind(tensor, i, stacked)
+        parts.append(
+          _Part(
+            tensor.gguf[i],
+            kind,
+            stacked,
+            lambda t=tensor, i=i, k=kind: self._make(t, i, k),
+          )
+        )
+    return parts
+
+  def _kind(self, tensor: arch_lib.Tensor, i: int, shape) -> str:
+    """The GGUF type: llama.cpp's code for vectors and routers wants float32."""
+    is_matrix = len(shape) > 1 and tensor.gguf[i].endswith('.weight')
+    if tensor.rule.change.is_float32 or not is_matrix:
+      return 'F32'
+    kind = FILE_TYPES[self.dtype][1]
+    return 'F16' if kind == 'Q8_0' and shape[-1] % 32 else kind
+
+  def _make(self, tensor: arch_lib.Tensor, i: int, kind: str) -> np.ndarray:
+    """The GGUF tensor's bytes, of one Hugging Face tensor or a stack of them."""
+
+    def one(name: str) -> np.ndarray:
+      hf = self.files.load(name)
+      array = tensor.rule.change.to_gguf(hf, self.heads)[i]
+      return self._encoded(array, kind, name)
+
+    if '{E}' not in tensor.rule.hf:
+      return one(tensor.hf[0])
+    return np.stack([one(name) for name in tensor.hf])
+
+  def _encoded(self, array: np.ndarray, kind: str, name: str) -> np.ndarray:
+    if kind in shards.DTYPES:
+      # The library knows no bfloat16 array: its bytes do.
+      made = np.ascontiguousarray(read_lib.cast(array, kind, name))
+      return made.view(np.uint8) if kind == 'BF16' else made
+    array = np.ascontiguousarray(array.astype(np.float32))
+    if not np.isfinite(array).all():
+      raise ValueError(f'{name} holds a number that is not finite.')
+    kinds = self.gguf.GGMLQuantizationType
+    return self.gguf.quants.quantize(array, kinds[kind])
+
+  def write(self, path: pathlib.Path, name: str) -> dict[str, typing.Any]:
+    writer = self.gguf.GGUFWriter(path, self.architecture.name)
+    try:
+      if self.vocabulary.is_phi3 and not tokens.is_phi3(name):
+        name = f'phi-3 {name}'
+      self._add_metadata(writer, name)
+      parts = self._parts()
+      for part in parts:
+        self._add_info(writer, part)
+      writer.write_header_to_file()
+      writer.write_kv_data_to_file()
+      writer.write_ti_data_to_file()
+      for part in parts:
+        writer.write_tensor_data(part.make())
+      writer.flush()
+      os.fsync(writer.fout[0].fileno())
+    finally:
+      writer.close()
+    types: dict[str, int] = {}
+    for part in parts:
+      types[part.kind] = types.get(part.kind, 0) + 1
+    return {
+      'architecture': self.architecture.name,
+      'name': name,
+      'tensors': len(parts),
+      'types': types,
+      'pre': self.vocabulary.meta[f'{tokens.PREFIX}pre'],
+      'notes': self.vocabulary.notes,
+    }
+
+  def _add_metadata(self, writer, name: str) -> None:
+    file_type = self.gguf.LlamaFileType[FILE_TYPES[self.dtype][0]]
+    writer.add_type('model')
+    writer.add_name(name)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(self.gguf.GGML_QUANT_VERSION)
+    own = {f'{self.architecture.name}.{k}': v for k, v in self.meta.items()}
+    for key, value in {**own, **self.vocabulary.meta}.items():
+      if isinstance(value, bool):
+        writer.add_bool(key, value)
+      elif isinstance(value, int):
+        writer.add_uint32(key, value)
+      elif isinstance(value, float):
+        writer.add_float32(key, value)
+      elif isinstance(value, str):
+        writer.add_string(key, value)
+      else:
+        writer.add_array(key, value)
+
+  def _add_info(self, writer, part: _Part) -> None:
+    kind = self.gguf.GGMLQuantizationType[part.kind]
+    block, size = self.gguf.GGML_QUANT_SIZES[kind]
+    n_bytes = math.prod(part.shape) // block * size
+    writer.add_tensor_info(
+      part.name, part.shape, np.dtype(np.float32), n_bytes, kind
+    )
