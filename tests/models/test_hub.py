@@ -13,9 +13,10 @@ import support
 from absl import logging as absl_logging
 
 from tuner import mesh as mesh_lib
-from tuner.models import hub, weights
+from tuner.models import families, hub, load, rope, save, tensors, weights
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
 BIASED = dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=False)
 
 
@@ -66,7 +67,7 @@ def test_load_then_write_is_the_identity(
   model = hub.declare(source)
   values = hub.load(source, model, dtype=dtype)
   if shard_bytes:
-    monkeypatch.setattr(hub, 'SHARD_BYTES', shard_bytes)
+    monkeypatch.setattr(save, 'SHARD_BYTES', shard_bytes)
   hub.write(target, model, values.__getitem__, dtype)
   assert_same_bits(tensors_of(target), expected)
   files = hub.weight_files(target)
@@ -78,11 +79,11 @@ def test_load_then_write_is_the_identity(
     assert_same_bits(host(again), host(values))
 
 
-def check_index(path, files, tensors):
+def check_index(path, files, expected):
   """The index names each tensor's file, and every file is full or single."""
   index = json.loads((path / 'model.safetensors.index.json').read_text())
   assert index['metadata']['total_size'] == sum(
-    x.nbytes for x in tensors.values()
+    x.nbytes for x in expected.values()
   )
   total = len(files)
   assert [file.name for file in files] == [
@@ -92,7 +93,7 @@ def check_index(path, files, tensors):
     held = safetensors.numpy.load_file(file)
     assert all(index['weight_map'][name] == file.name for name in held)
     size = sum(x.nbytes for x in held.values())
-    assert size <= hub.SHARD_BYTES or len(held) == 1
+    assert size <= save.SHARD_BYTES or len(held) == 1
 
 
 def host(values):
@@ -150,7 +151,8 @@ def test_what_does_not_divide_is_replicated_and_said(biased, monkeypatch):
   assert_same_bits(host(values), host(hub.load(biased, model)))
   expected = ['k', 'k_bias', 'v', 'v_bias']
   assert sorted(lines) == [
-    f'blocks.0.attention.{name}: K = 2 does not divide by tensor = 4; replicated.'
+    f'blocks.0.attention.{name}: K = 2 does not divide by tensor = 4; '
+    'replicated.'
     for name in expected
   ]
   sizes = {
@@ -165,20 +167,23 @@ def test_only_the_parts_asked_for_are_read(biased, monkeypatch):
   model = hub.declare(biased)
   rows, sizes = weights.rows(model), model.config.sizes
   row = rows['blocks.0.mlp.gate']
-  reader = hub._Reader(hub.Tensors(biased), row, sizes, np.dtype('float32'))
-  index = (slice(1, 2), slice(8, 24), slice(12, 24))
+  reader = load.Reader(tensors.Tensors(biased), row, sizes, np.dtype('float32'))
+  spans = ((1, 2), (8, 24), (12, 24))
+  index = tuple(slice(*span) for span in spans)
   whole = np.asarray(hub.load(biased, model)['blocks.0.mlp.gate'])
   read = []
-  monkeypatch.setattr(hub.Tensors, 'slice_of', counted(hub.Tensors, read))
-  np.testing.assert_array_equal(reader(index), whole[index])
+  monkeypatch.setattr(
+    tensors.Tensors, 'slice_of', counted(tensors.Tensors, read)
+  )
+  np.testing.assert_array_equal(reader.read(spans), whole[index])
   assert read == [
     ('model.layers.1.mlp.gate_proj.weight', (slice(12, 24), slice(8, 24)))
   ]
 
 
-def counted(tensors, read):
+def counted(kind, read):
   """slice_of, whose reads are written down."""
-  own = tensors.slice_of
+  own = kind.slice_of
 
   def slice_of(self, name):
     class Slice:
@@ -279,27 +284,27 @@ class TestErrors:
     [
       (
         dict(model_type='gpt2'),
-        "config.json: model_type: 'gpt2' is not supported; supported: llama, "
-        'mistral.',
+        "config.json: model_type: 'gpt2' is not supported; supported: "
+        f'{", ".join(families.known())}.',
       ),
       (
         dict(model_type=None),
-        'config.json: model_type: None is not supported; supported: llama, '
-        'mistral.',
+        'config.json: model_type: None is not supported; supported: '
+        f'{", ".join(families.known())}.',
       ),
       (
         dict(auto_map={'AutoModel': 'evil.Model'}),
         'DIR/config.json: auto_map: code in model directories is not run.',
       ),
       (
-        dict(rope_parameters={'rope_type': 'yarn'}),
-        "config.json: rope type 'yarn' is not supported; supported: default, "
-        'linear, dynamic, llama3.',
+        dict(rope_parameters={'rope_type': 'axial'}),
+        "config.json: rope type 'axial' is not supported; supported: "
+        f'{", ".join(rope.KINDS)}.',
       ),
       (
-        dict(rope_parameters=None, rope_scaling={'type': 'su', 'factor': 2}),
-        "config.json: rope type 'su' is not supported; supported: default, "
-        'linear, dynamic, llama3.',
+        dict(rope_parameters=None, rope_scaling={'type': 'xpos', 'factor': 2}),
+        "config.json: rope type 'xpos' is not supported; supported: "
+        f'{", ".join(rope.KINDS)}.',
       ),
       (
         dict(hidden_act='gelu'),
@@ -334,8 +339,18 @@ class TestErrors:
       (None, 'DIR/config.json is missing: DIR is not a model directory.'),
       (
         '<html>',
-        'DIR/config.json is not JSON: Expecting value: line 1 column 1 (char '
-        '0)',
+        'DIR/config.json is not JSON: it is an HTML page, as a failed download '
+        'leaves; fetch it again',
+      ),
+      (
+        LFS,
+        'DIR/config.json is not JSON: it is a pointer of Git LFS, and the file '
+        'itself was not fetched; run `git lfs pull` there',
+      ),
+      (
+        '{',
+        'DIR/config.json is not JSON: Expecting property name enclosed in '
+        'double quotes: line 1 column 2 (char 1)',
       ),
       ('[]', 'DIR/config.json is not a JSON object.'),
     ],
@@ -370,7 +385,11 @@ class TestErrors:
   @pytest.mark.parametrize(
     'text, message',
     [
-      ('<html>', 'is not JSON: Expecting value: line 1 column 1 (char 0)'),
+      (
+        '<!DOCTYPE html>',
+        'is not JSON: it is an HTML page, as a failed download leaves; fetch '
+        'it again',
+      ),
       ('{}', 'has no weight_map.'),
       ('{"weight_map": []}', 'has no weight_map.'),
       ('[1]', 'is not a JSON object.'),
@@ -410,10 +429,11 @@ class TestErrors:
     )
 
   def test_an_lfs_pointer(self, path):
-    text = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
-    (path / 'model.safetensors').write_text(text)
-    assert self.refused(path).startswith(
-      'DIR/model.safetensors: not a readable safetensors file: '
+    (path / 'model.safetensors').write_text(LFS)
+    assert self.refused(path) == (
+      'DIR/model.safetensors: not a readable safetensors file: it is a pointer '
+      'of Git LFS, and the file itself was not fetched; run `git lfs pull` '
+      'there'
     )
 
 

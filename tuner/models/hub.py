@@ -1,30 +1,28 @@
-"""A Hugging Face directory in and out, by the declarations alone.
+"""A Hugging Face directory: where it is, what it declares, which one it is.
 
-`load` reads safetensors slices straight into each device's part of each
-weight; `write` puts the same tensors back, bit for bit. Only safetensors and
-JSON are read: never pickles.
+`load` reads its weights and `write` puts the same tensors back, bit for bit,
+by the declarations alone. Only safetensors and JSON are read: never pickles.
 """
 
 import concurrent.futures
-import dataclasses
 import hashlib
-import itertools
 import json
-import math
+import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-import safetensors
-import safetensors.numpy
-
 from tuner import named
-from tuner.models import decoder, families, weights
+from tuner.models import decoder, families, save, tensors
+from tuner.models import load as load_lib
 
-SHARD_BYTES = 5 * 10**9
-DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
+load = load_lib.load
+hf_tensors = save.hf_tensors
+weight_files = tensors.files
+# Formats of config.json's quantization_config that are read.
+DEQUANTISED: tuple[str, ...] = ()
+AT_REST_S = 2.0  # A file written later may change within its time stamp.
 
 
 def is_id(path_or_id: str) -> bool:
@@ -77,21 +75,30 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   """config.json of a model directory. Raises ValueError naming the file."""
   file = path / 'config.json'
   if not file.is_file():
+    if (path / 'adapter_config.json').is_file():
+      raise ValueError(
+        f'{path} is an adapter of `peft`, not a model: config.model.path takes '
+        'the base that it was trained on; then go on from it with '
+        f"config.adapt = dict(name='peft', path={str(path)!r})."
+      )
     raise ValueError(f'{file} is missing: {path} is not a model directory.')
-  config = _read_json(file)
+  config = tensors.read_json(file)
   if 'auto_map' in config:
     raise ValueError(f'{file}: auto_map: code in model directories is not run.')
+  if quantised := config.get('quantization_config'):
+    _check_quantised(file, quantised)
   return config
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{file} is not JSON: {error}') from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{file} is not a JSON object.')
-  return value
+def _check_quantised(file: pathlib.Path, found: Any) -> None:
+  method = found.get('quant_method') if isinstance(found, dict) else found
+  if method not in DEQUANTISED:
+    known = ' and '.join(DEQUANTISED)
+    read = f', {known} apart' if known else ''
+    raise ValueError(
+      f'{file}: quantization_config: {method or found!r}: weights that are '
+      f'already quantised are not read{read}; give the unquantised model.'
+    )
 
 
 def declare(path: pathlib.Path) -> decoder.Decoder:
@@ -99,274 +106,127 @@ def declare(path: pathlib.Path) -> decoder.Decoder:
   return families.decoder_of(read_config(path))
 
 
-class Tensors:
-  """The tensors of a directory's safetensors files, by name.
+def weights_hash(
+  path: pathlib.Path, cache_dir: pathlib.Path | None = None
+) -> str:
+  """sha256 over the directory's weight files, names and bytes.
 
-  Opening reads headers only. Raises ValueError for missing, broken or stray
-  files, naming them.
+  Files are hashed several at once, and each once only where cache_dir, a
+  directory to be, keeps what was found for its place, inode, size and time.
   """
-
-  def __init__(self, path: pathlib.Path):
-    self.path = path
-    self._files: dict[pathlib.Path, Any] = {}
-    self.file_of = _file_of(path)
-
-  def __contains__(self, name: str) -> bool:
-    return name in self.file_of
-
-  def slice_of(self, name: str):
-    """A lazily read tensor: get_shape(), get_dtype(), [slices]."""
-    file = self.file_of[name]
-    try:
-      return self._open(file).get_slice(name)
-    except safetensors.SafetensorError as error:
-      raise ValueError(
-        f'{file}: {name} is not in it, and the index says so.'
-      ) from error
-
-  def _open(self, file: pathlib.Path):
-    if file not in self._files:
-      self._files[file] = _safe_open(file)
-    return self._files[file]
-
-
-def _safe_open(file: pathlib.Path):
-  try:
-    return safetensors.safe_open(file, framework='numpy')
-  except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f'{file}: not a readable safetensors file: {error}') from (
-      error
-    )
-
-
-def _file_of(path: pathlib.Path) -> dict[str, pathlib.Path]:
-  """The file that holds each tensor, by the index or the one file there."""
-  index = path / 'model.safetensors.index.json'
-  if index.is_file():
-    names = _read_json(index).get('weight_map')
-    if not isinstance(names, dict):
-      raise ValueError(f'{index} has no weight_map.')
-    for name, file in names.items():
-      if pathlib.PurePath(str(file)).name != file:
-        raise ValueError(f'{index}: {name}: {file!r} is not a plain file name.')
-      if not (path / file).is_file():
-        raise ValueError(f'{index}: {name}: {file} is not in {path}.')
-    return {name: path / file for name, file in names.items()}
-  single = path / 'model.safetensors'
-  if not single.is_file():
-    raise ValueError(
-      f'{path} holds neither model.safetensors nor an index; only safetensors '
-      'are read.'
-    )
-  return dict.fromkeys(_safe_open(single).keys(), single)
-
-
-def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a model directory, sorted."""
-  return sorted(set(_file_of(path).values()))
-
-
-def weights_hash(path: pathlib.Path) -> str:
-  """sha256 over the directory's weight files, names and bytes."""
-  total = hashlib.sha256()
-  for file in weight_files(path):
-    with file.open('rb') as stream:
-      digest = hashlib.file_digest(stream, 'sha256').hexdigest()
-    total.update(f'{file.name} {digest}\n'.encode())
+  total, files = hashlib.sha256(), weight_files(path)
+  with concurrent.futures.ThreadPoolExecutor(load_lib.THREADS) as pool:
+    digests = pool.map(lambda file: _file_hash(file, cache_dir), files)
+    for file, digest in zip(files, digests, strict=True):
+      total.update(f'{file.name} {digest}\n'.encode())
   return total.hexdigest()
 
 
-def check(
-  tensors: Tensors, rows: Mapping[str, weights.Row], sizes: Mapping[str, int]
-) -> None:
-  """Raises one ValueError with every missing, extra and misshapen tensor."""
-  problems, wanted = [], set()
-  for row in rows.values():
-    expected = row.hf_shape(sizes)
-    for name in row.names(sizes).values():
-      wanted.add(name)
-      problems += _problem(tensors, row, name, expected)
-  extra = [n for n in tensors.file_of if n not in wanted and not _ignored(n)]
-  problems += [f'{name} is there, and no weight wants it' for name in extra]
-  if problems:
-    listed = '\n  '.join(problems[:20])
-    raise ValueError(
-      f'{tensors.path}: {len(problems)} tensors do not fit config.json:\n  '
-      f'{listed}'
-    )
+def _file_hash(file: pathlib.Path, cache_dir: pathlib.Path | None) -> str:
+  kept = _kept(file, cache_dir)
+  if kept is not None and kept.is_file():
+    digest = kept.read_text(encoding='ascii', errors='replace').strip()
+    if len(digest) == 64:
+      return digest
+  with file.open('rb') as stream:
+    digest = hashlib.file_digest(stream, 'sha256').hexdigest()
+  if kept is not None and kept == _kept(file, cache_dir):
+    _keep(kept, digest)
+  return digest
 
 
-def _problem(tensors, row, name, expected) -> list[str]:
-  if name not in tensors:
-    return [f'{name} is missing (dims {row.dims})']
-  found = tensors.slice_of(name)
-  problems = []
-  if tuple(found.get_shape()) != expected:
-    shape = tuple(found.get_shape())
-    problems.append(
-      f'{name} has shape {shape}; config.json implies {expected} = {row.layout}'
-    )
-  if found.get_dtype() not in DTYPES:
-    problems.append(
-      f'{name} has dtype {found.get_dtype()}; read are {", ".join(DTYPES)}'
-    )
-  return problems
+def _kept(
+  file: pathlib.Path, cache_dir: pathlib.Path | None
+) -> pathlib.Path | None:
+  """Where the hash of a file as it is now is kept; None: nowhere."""
+  status = file.stat()
+  if cache_dir is None or abs(time.time() - status.st_mtime) < AT_REST_S:
+    return None
+  version = [
+    os.path.realpath(file),
+    status.st_ino,
+    status.st_size,
+    status.st_mtime_ns,
+    status.st_ctime_ns,
+  ]
+  key = hashlib.sha256(json.dumps(version).encode()).hexdigest()
+  return cache_dir / key
 
 
-def _ignored(name: str) -> bool:
-  """Buffers that old exporters wrote; a tied head stored a second time."""
-  return name.endswith('rotary_emb.inv_freq') or name == 'lm_head.weight'
+def _keep(kept: pathlib.Path, digest: str) -> None:
+  """Writes a cache entry; a cache that cannot be written is none."""
+  scratch = kept.with_name(f'.{kept.name}.{os.getpid()}')
+  try:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    scratch.write_text(digest + '\n', encoding='ascii')
+    scratch.replace(kept)
+  except OSError:
+    scratch.unlink(missing_ok=True)
 
 
-def load(
-  path: pathlib.Path,
-  model: decoder.Decoder,
-  sharding: Callable[[weights.Row], jax.sharding.Sharding] | None = None,
-  dtype: str = 'float32',
-) -> dict[str, jax.Array]:
-  """Every declared weight of a directory, by path, in its final sharding.
+def revision_of(base_dir: pathlib.Path) -> str | None:
+  """The hub's commit of a directory in its cache; None of any other."""
+  is_snapshot = base_dir.parent.name == 'snapshots'
+  return base_dir.name if is_snapshot else None
 
-  Each device's part is read by itself, so that no weight is ever whole on a
-  host that does not hold it. Raises ValueError when the tensors do not fit.
+
+def identity(
+  base_dir: pathlib.Path,
+  path: str,
+  revision: str | None = None,
+  cache_dir: pathlib.Path | None = None,
+) -> dict[str, str | None]:
+  """{'path', 'revision', 'weights'}: which base it is.
+
+  path: as config.model.path says it. revision: as the hub resolved it; where
+  None, what the directory's place in the hub's cache says.
   """
-  rows, sizes = weights.rows(model), model.config.sizes
-  tensors = Tensors(path)
-  check(tensors, rows, sizes)
-  if model.config.tied:
-    _check_tied(tensors)
-
-  def read(row):
-    place = sharding(row) if sharding else _first_device()
-    shape = row.shape(sizes)
-    part = _Reader(tensors, row, sizes, np.dtype(dtype))
-    return jax.make_array_from_callback(shape, place, part)
-
-  # Few at a time: each holds its part on the host until the device has it.
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return dict(zip(rows, pool.map(read, rows.values()), strict=True))
+  return {
+    'path': path,
+    'revision': revision or revision_of(base_dir),
+    'weights': weights_hash(base_dir, cache_dir),
+  }
 
 
-def _first_device() -> jax.sharding.Sharding:
-  return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def check_identity(
+  then: dict[str, Any], now: dict[str, Any], where: str
+) -> None:
+  """Raises ValueError where a base is another one than `then`.
 
-
-def _check_tied(tensors: Tensors) -> None:
-  """A head stored beside a tied embedding must equal it."""
-  if 'lm_head.weight' not in tensors:
+  Its bytes decide: the same weights at another path are the same base.
+  where: what was made from the base of `then`.
+  """
+  if then.get('weights') == now['weights']:
     return
-  head = tensors.slice_of('lm_head.weight')[:]
-  if not np.array_equal(head, tensors.slice_of('model.embed_tokens.weight')[:]):
-    raise ValueError(
-      f'{tensors.path}: config.json ties the head to the embedding, and '
-      'lm_head.weight differs from model.embed_tokens.weight.'
-    )
+  raise ValueError(
+    f'{where}: another base.\n'
+    f'  it was made from {_said(then)}\n'
+    f'  here is          {_said(now)}\n'
+    'Set config.model.path and config.model.revision to the former.'
+  )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-  """index into the declared array -> that part of it, from the file."""
-
-  tensors: Tensors
-  row: weights.Row
-  sizes: Mapping[str, int]
-  dtype: np.dtype
-
-  def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
-    row, sizes = self.row, self.sizes
-    whole = dict(zip(row.dims, row.shape(sizes), strict=True))
-    parts = dict(zip(row.dims, index, strict=True))
-    spans = {d: parts[d].indices(whole[d])[:2] for d in row.dims}
-    names, over = row.names(sizes), row.stacked
-    out = np.empty([b - a for a, b in spans.values()], self.dtype)
-    for place in itertools.product(*(range(*spans[d]) for d in over)):
-      here = tuple(i - spans[d][0] for i, d in zip(place, over, strict=True))
-      out[here] = self._one(names[place], row.dims[len(over) :], spans)
-    return out
-
-  def _one(self, name, letters, spans) -> np.ndarray:
-    """One Hugging Face tensor's part, in the order of `letters`."""
-    groups, sizes = self.row.groups, self.sizes
-    reads, inner = [], []
-    for group in groups:
-      first, rest = group[0], math.prod(sizes[d] for d in group[1:])
-      a, b = spans[first]
-      reads.append(slice(a * rest, b * rest))
-      inner += [slice(None)] + [slice(*spans[d]) for d in group[1:]]
-    value = self.tensors.slice_of(name)[tuple(reads)]
-    order = ''.join(groups)
-    firsts = {group[0] for group in groups}
-    split = [
-      spans[d][1] - spans[d][0] if d in firsts else sizes[d] for d in order
-    ]
-    value = value.reshape(split)[tuple(inner)]
-    return value.transpose([order.index(d) for d in letters])
-
-
-def hf_tensors(
-  row: weights.Row, value: np.ndarray, sizes: Mapping[str, int]
-) -> Iterator[tuple[str, np.ndarray]]:
-  """A declared array as its Hugging Face tensors: the inverse of reading."""
-  letters = row.dims[len(row.stacked) :]
-  order = [letters.index(d) for d in ''.join(row.groups)]
-  shape = row.hf_shape(sizes)
-  for index, name in row.names(sizes).items():
-    one = value[index].transpose(order).reshape(shape)
-    yield name, np.ascontiguousarray(one)
+def _said(base: dict[str, Any]) -> str:
+  return (
+    f'{base.get("path")} at revision {base.get("revision")}, weights sha256 '
+    f'{base.get("weights")}'
+  )
 
 
 def write(
   path: pathlib.Path,
   model: decoder.Decoder,
-  value_of: Callable[[str], jax.Array],
+  value_of: Callable[[str], Any],
   dtype: str = 'float32',
+  shard_bytes: int | None = None,
 ) -> None:
-  """Writes the weights as safetensors, in files of at most 5 GB, with index.
+  """Writes the weights as safetensors, with an index where they are several.
 
-  value_of(path) gives a weight when it is its turn, so that one file's worth
-  of weights is held at a time.
+  value_of(path) gives a weight when it is its turn; files are of at most
+  shard_bytes, 5 GB where None; see save.write_files.
   """
-  rows, sizes = weights.rows(model), model.config.sizes
-  files: list[tuple[list[str], int]] = []
-  shard: dict[str, np.ndarray] = {}
-
-  def held():
-    return sum(tensor.nbytes for tensor in shard.values())
-
-  def flush():
-    files.append((list(shard), held()))
-    _save(path / f'model-{len(files):05d}.safetensors', shard)
-    shard.clear()
-
-  for row in rows.values():
-    host = np.asarray(value_of(row.path)).astype(dtype)
-    for name, tensor in hf_tensors(row, host, sizes):
-      if shard and held() + tensor.nbytes > SHARD_BYTES:
-        flush()
-      shard[name] = tensor
-  flush()
+  files = save.write_files(path, model, value_of, dtype, shard_bytes)
   _name_shards(path, files)
 
 
-def _name_shards(
-  path: pathlib.Path, files: list[tuple[list[str], int]]
-) -> None:
-  """One file becomes model.safetensors; several get an index.
-
-  files: the names of each file's tensors and their size in bytes.
-  """
-  if len(files) == 1:
-    (path / 'model-00001.safetensors').rename(path / 'model.safetensors')
-    return
-  weight_map, total = {}, 0
-  for i, (names, size) in enumerate(files, 1):
-    final = f'model-{i:05d}-of-{len(files):05d}.safetensors'
-    (path / f'model-{i:05d}.safetensors').rename(path / final)
-    total += size
-    weight_map.update(dict.fromkeys(names, final))
-  index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-  text = json.dumps(index, indent=2, sort_keys=True)
-  (path / 'model.safetensors.index.json').write_text(text + '\n')
-
-
-def _save(file: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-  safetensors.numpy.save_file(tensors, file, metadata={'format': 'pt'})
+_name_shards = save.write_index
