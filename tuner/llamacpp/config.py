@@ -6,8 +6,16 @@ from tuner.llamacpp import architectures as arch_lib
 from tuner.llamacpp import library, rope
 
 Config = dict[str, typing.Any]
-# Metadata that changes nothing here, after the architecture's name: pad rope
-# switches, what llama.cpp derives for itself, how a file was calibrated.
+LAST = (
+  'hidden_act',
+  'attention_bias',
+  'attention_dropout',
+  'mlp_bias',
+  'pretraining_tp',
+  'initializer_range',
+  'use_cache',
+)
+# Metadata that changes nothing here, after the architecture's name.
 UNUSED = ('rope.scaling.finetuned', 'tensor_data_layout')
 
 
@@ -179,16 +187,31 @@ def of_metadata(
     )
   config |= layer_keys(architecture, layers)
   config['tie_word_embeddings'] = 'untied' not in found_flags
-  config |= {key: value for key, (value, _) in architecture.fixed.items()}
-  whens = {rule.when for rule in architecture.rules} - {'', 'untied'}
-  config |= {when: when in found_flags for when in sorted(whens)}
   if architecture.name in ('gemma2', 'gemma3'):
     config['query_pre_attn_scalar'] = attention_scalar(architecture, config)
-  return {**config, **arch_lib.USUAL, **architecture.written}
+  return config | _built_in(architecture, found_flags)
+
+
+def _built_in(architecture: arch_lib.Architecture, found_flags: set) -> Config:
+  """What metadata need not say, in the order in which transformers lists it."""
+  whens = {rule.when for rule in architecture.rules} - {'', 'untied'}
+  found = {
+    **{key: value for key, (value, _) in architecture.fixed.items()},
+    **{when: when in found_flags for when in whens},
+    **arch_lib.USUAL,
+    **architecture.written,
+  }
+  return {key: found[key] for key in sorted(found, key=_place)}
+
+
+def _place(key: str) -> tuple[int, str]:
+  return (LAST.index(key) if key in LAST else -1, key)
 
 
 def _take_fields(architecture, meta: Config, config: Config) -> None:
-  for field in (*arch_lib.COMMON[1:], *architecture.fields):
+  fields = (*arch_lib.COMMON[1:], *architecture.fields)
+  config |= {field.config: None for field in fields}
+  for field in fields:
     value = meta.pop(field.key, None)
     if isinstance(value, list):  # One a layer, which may all be the same.
       if len(set(value)) != 1:
@@ -197,14 +220,14 @@ def _take_fields(architecture, meta: Config, config: Config) -> None:
     if value is None:
       continue
     value = rope.short_float(value) if field.kind is float else int(value)
-    if config.setdefault(field.config, value) != value:
+    if config[field.config] not in (None, value):
       raise ValueError(
         f'{field.key} is {value}, another key says {config[field.config]}.'
       )
-  for field in (*arch_lib.COMMON[1:], *architecture.fields):
-    if field.required and field.config not in config:
+    config[field.config] = value
+  for field in fields:
+    if field.required and config[field.config] is None:
       raise ValueError(f'{architecture.name}.{field.key} is missing.')
-    config.setdefault(field.config, None)
   heads = config['num_attention_heads']
   own = config['hidden_size'] // heads
   config['num_key_value_heads'] = config['num_key_value_heads'] or heads

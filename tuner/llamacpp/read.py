@@ -54,7 +54,8 @@ def convert(
   )
   try:
     scratch.chmod(0o777 & ~umask())
-    write_json(scratch / 'config.json', {**model.config, **tokenizer.ids})
+    config = {**model.config, **tokenizer.ids, **model.dtypes}
+    write_json(scratch / 'config.json', config)
     tokenizer.write(scratch)
     shards.write(scratch, model.entries(), shard_bytes)
     names = sorted(path.name for path in scratch.iterdir())
@@ -128,7 +129,7 @@ class _Model:
       self.architecture, meta, rows, extra, flags
     )
     kind = self._kind('token_embd.weight', False)
-    self.config |= dict.fromkeys(['torch_dtype', 'dtype'], shards.DTYPES[kind])
+    self.dtypes = dict.fromkeys(['torch_dtype', 'dtype'], shards.DTYPES[kind])
     self.heads = tuple(
       self.config[f'num_{k}_heads'] for k in ('attention', 'key_value')
     )
