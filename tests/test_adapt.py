@@ -64,7 +64,7 @@ def test_the_start_is_that_of_peft(tiny):
   model, _ = tiny
   fresh = support.fresh_factors(model, lora(model, rank=16))
   for path, inputs in (('attention.o', 32), ('mlp.down', 48)):
-    a = np.abs(np.asarray(fresh[f'blocks.{path}.a']))
+    a = np.abs(np.asarray(fresh[f'blocks.0.{path}.a']))
     bound = 1 / np.sqrt(inputs)
     assert a.max() <= bound
     assert a.max() > 0.98 * bound
@@ -156,7 +156,7 @@ def test_norms_and_embeddings_are_no_targets(tiny):
 
 def test_scales():
   """alpha / rank; alpha / sqrt(rank) for rsLoRA."""
-  row = weights.Row('blocks.q', 'DF', 'q', 'FD', 'normal', 0.02)
+  row = weights.Row('blocks.q', 'DF', 'q', 'FD', 'normal', 0.02, 'D', ())
   rows = {row.path: row}
   assert adapt.lora(rows, 16, 32.0).scale == 2.0
   assert adapt.lora(rows, 16, 32.0, scaling='rslora').scale == 8.0
@@ -223,7 +223,7 @@ def test_only_the_adapter_trains(tiny):
   own = functools.partial(loss, model, adaptation)
   step = jax.jit(jax.grad(own, 1), compiler_options=support.QUICK)
   grads = step(frozen, trainable)
-  assert grads.keys() == {f'blocks.{p}.{f}' for p in PATHS for f in 'ab'}
+  assert grads.keys() == {f'blocks.0.{p}.{f}' for p in PATHS for f in 'ab'}
   assert all(np.abs(grad).max() > 1e-4 for grad in grads.values())
   assert all(grads[p].shape == trainable[p].shape for p in grads)
 

@@ -1,20 +1,19 @@
 """What trains, and how it joins the frozen weights.
 
-`full` and `lora` return an adaptation: which weights stay frozen, what the
-trainable tree holds (dims, initial values) and how both make a filled model.
-Both trees are flat, {path: array}. Frozen weights get no gradient and no
-optimizer state.
+`full`, `lora`, `dora` and `peft` return an adaptation: which weights stay
+frozen, what the trainable tree holds (dims, where it starts) and how both make
+a filled model. Both trees are flat, {path: array}. Frozen weights get no
+gradient and no optimizer state.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from tuner import named
+from tuner.adapters import base as base_lib
+from tuner.adapters import low_rank, read, select
 from tuner.models import linear, weights
 
 Rows = Mapping[str, weights.Row]
@@ -41,17 +40,29 @@ class Full:
   rate_scale = 1.0
   is_adapter = False
 
+  @property
+  def given(self) -> dict[str, Any]:
+    """Values to start from beside the base's: none."""
+    return {}
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What a resumed run must have in common beside the config: nothing."""
+    return {}
+
   def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The shape of each trainable array."""
     return {path: row.shape(sizes) for path, row in self.rows.items()}
 
   def split(self, base: Tree) -> tuple[Tree, Tree]:
-    """(frozen, the weights that start the trainable tree)."""
+    """(frozen, the weights that move into the trainable tree): none, all."""
     return {}, base
 
-  def initial(self, sizes: Mapping[str, int], key: jax.Array) -> Tree:
+  def initial(
+    self, sizes: Mapping[str, int], key: jax.Array, base: Tree | None = None
+  ) -> Tree:
     """What the trainable tree holds beside the base's weights: nothing."""
-    del sizes, key
+    del sizes, key, base
     return {}
 
   def attach(self, frozen: Tree, trainable: Tree, key=None) -> dict[str, Any]:
@@ -67,90 +78,7 @@ class Full:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraAdaptation:
-  """Low-rank factors `path.a` [R, inputs] and `path.b` [R, outputs] train."""
-
-  rows: Rows
-  targets: tuple[str, ...]
-  rank: int
-  scale: float
-  dropout: float
-  rate_scale: float
-
-  is_adapter = True
-
-  @property
-  def dims(self) -> dict[str, str]:
-    """The dims of each trainable array."""
-    dims = {}
-    for path in self.targets:
-      row = self.rows[path]
-      dims[f'{path}.a'] = f'{row.lead}R{row.inputs}'
-      dims[f'{path}.b'] = f'{row.lead}R{row.outputs}'
-    return dims
-
-  def shapes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """The shape of each trainable array."""
-    shapes = {}
-    for path in self.targets:
-      own = {**sizes, 'L': len(self.rows[path].layers), 'R': self.rank}
-      for name in (f'{path}.a', f'{path}.b'):
-        shapes[name] = weights.shape(self.dims[name], own)
-    return shapes
-
-  @property
-  def matrices(self) -> dict[str, tuple[str, str]]:
-    """(inputs, outputs) letters of each trainable matrix."""
-    found = {}
-    for path in self.targets:
-      found[f'{path}.a'] = (self.rows[path].inputs, 'R')
-      found[f'{path}.b'] = ('R', self.rows[path].outputs)
-    return found
-
-  def split(self, base: Tree) -> tuple[Tree, Tree]:
-    """(frozen, the weights that start the trainable tree): all, none."""
-    return base, {}
-
-  def initial(self, sizes: Mapping[str, int], key: jax.Array) -> Tree:
-    """a uniform in +-1/sqrt(inputs), as `peft` draws it; b zero."""
-    shapes, tree = self.shapes(sizes), {}
-    for i, path in enumerate(self.targets):
-      inputs = math.prod(sizes[d] for d in self.rows[path].inputs)
-      bound = 1 / math.sqrt(inputs)
-      tree[f'{path}.a'] = jax.random.uniform(
-        jax.random.fold_in(key, i), shapes[f'{path}.a'],
-        minval=-bound, maxval=bound,
-      )  # fmt: skip
-      tree[f'{path}.b'] = jnp.zeros(shapes[f'{path}.b'])
-    return tree
-
-  def attach(self, frozen: Tree, trainable: Tree, key=None) -> dict[str, Any]:
-    """The weights of the tuned model, by path; `key` turns dropout on."""
-    attached = dict(frozen)
-    for i, path in enumerate(self.targets):
-      base = frozen[path]
-      keys = None
-      if key is not None and self.dropout > 0:
-        keys = jax.random.fold_in(key, i)
-        if 'L' in self.rows[path].lead:
-          keys = jax.random.split(keys, base.shape[0])
-      attached[path] = linear.Lora(
-        base,
-        trainable[f'{path}.a'].astype(base.dtype),
-        trainable[f'{path}.b'].astype(base.dtype),
-        keys,
-        self.scale,
-        self.dropout,
-      )
-    return attached
-
-  def base(self, frozen: Tree) -> dict[str, Any]:
-    """The weights of the untuned model: the reference of DPO."""
-    return dict(frozen)
-
-
-Adaptation = Full | LoraAdaptation
+Adaptation = Full | low_rank.LowRank
 
 
 def full(rows: Rows) -> Full:
@@ -166,76 +94,125 @@ def lora(
   dropout: float = 0.0,
   scaling: str = 'lora',
   lr_ratio: float = 1.0,
-) -> LoraAdaptation:
+  modules_to_save: Sequence[str] = (),
+) -> low_rank.LowRank:
   """Low-rank adapters on chosen matrices (Hu et al. 2021).
 
-  targets: 'all-linear' (every matrix of the blocks), names ('q', 'o_proj',
-    'blocks.0.mlp.down') or letters of dims ('N': all that touch query heads).
+  targets: 'all-linear' (every matrix of the blocks but experts and their
+    router), names ('q', 'o_proj', 'experts', 'blocks.0.mlp.down') or letters
+    of dims ('N': all that touch query heads); see adapters.select.
   scaling: 'lora' alpha / rank; 'rslora' alpha / sqrt(rank).
   lr_ratio: learning rate of b over that of a (LoRA+, Hayou et al. 2024).
+  modules_to_save: what trains whole beside it ('embed_tokens', 'lm_head',
+    'norm', 'input_layernorm'). Where the head is tied to the embedding, both
+    names mean the one matrix, which stays tied.
   """
+  _check_rates(dropout, lr_ratio)
   if rank < 1:
     raise ValueError(f'config.adapt.rank: {rank}; it must be at least 1.')
-  for key, value in (('alpha', alpha), ('lr_ratio', lr_ratio)):
-    if not value > 0:
-      raise ValueError(f'config.adapt.{key}: {value}; it must be above 0.')
+  if not alpha > 0:
+    raise ValueError(f'config.adapt.alpha: {alpha}; it must be above 0.')
+  if scaling not in low_rank.SCALINGS:
+    allowed = ', '.join(low_rank.SCALINGS)
+    raise ValueError(
+      f'config.adapt.scaling: {scaling!r}; allowed are {allowed}.'
+    )
+  sizes = {}
+  for path in select.targets(rows, targets):
+    count = len(rows[path].layers) or 1
+    sizes[path] = low_rank.Size((rank,) * count, (alpha,) * count)
+  saved = select.saved(rows, modules_to_save)
+  found = low_rank.LowRank(
+    rows, sizes, dropout, lr_ratio, scaling=scaling, saved=saved
+  )
+  _check_parts(found)
+  return found
+
+
+def dora(
+  rows: Rows,
+  rank: int = 16,
+  alpha: float = 32.0,
+  targets: str | Sequence[str] = 'all-linear',
+  dropout: float = 0.0,
+  scaling: str = 'lora',
+  lr_ratio: float = 1.0,
+  modules_to_save: Sequence[str] = (),
+) -> low_rank.LowRank:
+  """Low-rank directions and trained magnitudes (DoRA, Liu et al. 2024).
+
+  W' = m (W + s b a) / |W + s b a|, the length of what each output reads. m
+  starts at |W|. Arguments are those of lora.
+  """
+  found = lora(
+    rows, rank, alpha, targets, dropout, scaling, lr_ratio, modules_to_save
+  )
+  found = dataclasses.replace(found, kind='dora')
+  _check_parts(found)
+  return found
+
+
+def peft(
+  rows: Rows,
+  path: str,
+  sizes: Mapping[str, int],
+  base: base_lib.Base,
+  revision: str | None = None,
+  dropout: float | None = None,
+  lr_ratio: float = 1.0,
+  trained_on: str | None = None,
+) -> low_rank.LowRank:
+  """Goes on from an adapter that `peft` wrote: LoRA, rsLoRA or DoRA.
+
+  path: its directory or hub id, at `revision`.
+  dropout: None: the one it was trained with.
+  trained_on: what its config calls the base, if that is this base under
+    another name.
+  """
+  _check_rates(dropout or 0.0, lr_ratio)
+  found = read.adapter(rows, sizes, path, revision)
+  base_lib.check(base, found.directory, found.settings, trained_on)
+  dropout = found.settings.dropout if dropout is None else dropout
+  made = low_rank.LowRank(
+    rows,
+    found.sizes,
+    dropout,
+    lr_ratio,
+    found.settings.kind,
+    found.settings.scaling,
+    found.saved,
+    found.values,
+    {'adapter': found.sha256, 'dropout': dropout},
+  )
+  _check_parts(made)
+  return made
+
+
+def _check_rates(dropout: float, lr_ratio: float) -> None:
+  if not lr_ratio > 0:
+    raise ValueError(f'config.adapt.lr_ratio: {lr_ratio}; it must be above 0.')
   if not 0 <= dropout < 1:
     raise ValueError(f'config.adapt.dropout: {dropout}; it must be in [0, 1).')
-  scales = {'lora': alpha / rank, 'rslora': alpha / math.sqrt(rank)}
-  if scaling not in scales:
+
+
+def _check_parts(adaptation: low_rank.LowRank) -> None:
+  """Raises ValueError for what cannot train so, or not be read by `peft`."""
+  both = sorted(set(adaptation.targets) & set(adaptation.saved))
+  if both:
     raise ValueError(
-      f'config.adapt.scaling: {scaling!r}; allowed are {", ".join(scales)}.'
+      f'config.adapt: {", ".join(both)} in targets and in modules_to_save; a '
+      'matrix has an adapter or trains whole.'
     )
-  chosen = select(rows, targets)
-  return LoraAdaptation(rows, chosen, rank, scales[scaling], dropout, lr_ratio)
-
-
-def select(declared: Rows, targets: str | Sequence[str]) -> tuple[str, ...]:
-  """The paths that `targets` names. Raises ValueError for what names none."""
-  linears = {
-    path: row
-    for path, row in declared.items()
-    if row.is_matrix and path.startswith('blocks.')
-  }
-  if targets == 'all-linear':
-    return tuple(linears)
-  chosen: set[str] = set()
-  for target in [targets] if isinstance(targets, str) else targets:
-    found = {p for p, row in linears.items() if _matches(target, p, row)}
-    if not found:
-      raise ValueError(_names_nothing(target, linears))
-    chosen |= found
-  if not chosen:
-    raise ValueError(_names_nothing(targets, linears))
-  return tuple(path for path in linears if path in chosen)
-
-
-def _names_nothing(target: str | Sequence[str], linears: Rows) -> str:
-  """What to say of a target that is no matrix, with the nearest that is."""
-  names = sorted({path.rpartition('.')[2] for path in linears})
-  known = [name for p, row in linears.items() for name in _names(p, row)]
-  hint = named.nearest(str(target), known) or '.'
-  return (
-    f'config.adapt.targets: {target!r} names no matrix of the blocks{hint} '
-    f'Names are {", ".join(names)}; letters are those of their dims.'
-  )
-
-
-def _matches(target: str, path: str, row: weights.Row) -> bool:
-  if len(target) == 1 and target.isupper():
-    return target in row.dims[len(row.lead) :]
-  return target in _names(path, row)
-
-
-def _names(path: str, row: weights.Row) -> tuple[str, str, str]:
-  """('q', 'q_proj', 'blocks.0.attention.q')."""
-  hf_name = row.hf.removesuffix('.weight').rpartition('.')[2]
-  return path.rpartition('.')[2], hf_name, path
+  rows = adaptation.rows
+  experts = [path for path in adaptation.targets if 'E' in rows[path].lead]
+  if experts and (adaptation.kind == 'dora' or adaptation.dropout):
+    what = 'dora' if adaptation.kind == 'dora' else 'dropout'
+    raise ValueError(
+      f'config.adapt: {what} on experts ({", ".join(experts)}), which `peft` '
+      'does not know; use lora without dropout for them.'
+    )
 
 
 def merge(declared: Rows, attached: Mapping[str, Any], path: str) -> jax.Array:
   """The plain array that the attached weight at `path` stands for."""
-  row = declared[path]
-  if not isinstance(attached[path], linear.Lora):
-    return attached[path]
-  return linear.merged(attached[path], row)
+  return linear.merged(attached[path], declared[path])

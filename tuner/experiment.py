@@ -19,6 +19,7 @@ import numpy as np
 import tuner.objectives
 from tuner import adapt, batches, dataset, named, optim, sections, train
 from tuner import mesh as mesh_lib
+from tuner.adapters import base as base_lib
 from tuner.data import chat
 from tuner.data import split as split_lib
 from tuner.data import template as template_lib
@@ -46,8 +47,7 @@ class Experiment:
   @property
   def revision(self) -> str | None:
     """The hub's commit of the base, None for a local directory."""
-    is_snapshot = self.base_dir.parent.name == 'snapshots'
-    return self.base_dir.name if is_snapshot else None
+    return _revision(self.base_dir)
 
   @property
   def split(self) -> split_lib.Split:
@@ -61,10 +61,12 @@ class Experiment:
     template = json.dumps(template_lib.identity(self.tokenizer))
     model = {k: self.resolved['model'][k] for k in ('dtype', 'master')}
     batch = {k: self.resolved['batch'][k] for k in ('rows', 'tokens')}
-    if self.resolved['adapt'].get('dropout'):  # Each micro-batch has its own.
+    adapted = {**self.resolved['adapt'], **self.adaptation.facts}
+    if adapted.get('dropout'):  # Each micro-batch has its own.
       batch['accumulate'] = self.config.batch.accumulate
     return {
       **{key: self.resolved[key] for key in keys},
+      'adapt': adapted,
       'batch': batch,
       'model': {**model, 'weights': hub.weights_hash(self.base_dir)},
       'steps': self.total_steps,
@@ -78,7 +80,7 @@ class Experiment:
   def filled(self, values: Mapping[str, Any], reach=None) -> policy.Policy:
     """A policy whose weights are `values`, computing in config.model.dtype."""
     own = self.config.model
-    values = jax.tree.map(lambda x: _cast(x, own.dtype), dict(values))
+    values = linear.cast(dict(values), own.dtype)
     return policy.Policy(
       weights.fill(self.model, values), reach, own.remat, own.head_chunk
     )
@@ -124,16 +126,20 @@ class Experiment:
   def start(self, base: dict[str, jax.Array]):
     """(frozen, state before step 0); the optimizer lives beside its weights."""
     frozen, trainable = self.adaptation.split(base)
-    places = self.shardings()
+    places, master = self.shardings(), self.config.model.master
     key = jax.random.key(self.config.seed)
 
-    def fresh(key):
-      tree = self.adaptation.initial(self.model.config.sizes, key)
-      return {p: x.astype(self.config.model.master) for p, x in tree.items()}
+    def fresh(key, frozen):
+      tree = self.adaptation.initial(self.model.config.sizes, key, frozen)
+      return {p: x.astype(master) for p, x in tree.items()}
 
-    names = jax.eval_shape(fresh, key)
+    names = jax.eval_shape(fresh, key, frozen)
     fresh = jax.jit(fresh, out_shardings={name: places[name] for name in names})
-    trainable = {**trainable, **fresh(key)}
+    given = {
+      path: jax.device_put(value.astype(master), places[path])
+      for path, value in self.adaptation.given.items()
+    }
+    trainable = {**trainable, **fresh(key, frozen), **given}
     first = functools.partial(
       train.initial_state, transform=self.optimizer.transform
     )
@@ -189,7 +195,14 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   model = hub.declare(base_dir)
   mesh = mesh_lib.make(**dataclasses.asdict(config.mesh))
   declared = weights.rows(model)
-  bound = named.bind(config.adapt, adapt, where='config.adapt', takes=('rows',))
+  bound = named.bind(
+    config.adapt,
+    adapt,
+    where='config.adapt',
+    takes=('rows',),
+    sizes=model.config.sizes,
+    base=base_lib.Base(config.model.path, _revision(base_dir), base_dir),
+  )
   adaptation = bound(declared)
   if config.export.formats == ('adapter',) and not adaptation.is_adapter:
     raise ValueError(
@@ -276,12 +289,9 @@ def _epoch_steps(source) -> float:
   return math.nan if rows is None else rows / source.rows
 
 
-def _cast(x, dtype):
-  """Floating arrays in the dtype to compute in; keys and integers stay."""
-  x = linear.value_of(x)
-  if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
-    return x
-  return x.astype(dtype)
+def _revision(base_dir: pathlib.Path) -> str | None:
+  is_snapshot = base_dir.parent.name == 'snapshots'
+  return base_dir.name if is_snapshot else None
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -37,6 +37,44 @@ class Lora:
   rate: float = dataclasses.field(default=0.0, metadata=dict(static=True))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dora:
+  """m * V / |V|, V = base + scale * a^T b, |V| over inputs (Liu et al. 2024).
+
+  Where m is |base| and b is zero, it is the base. |V| is a constant to the
+  gradient (section 4.3). m_O: [outputs...], in float32 whatever is computed
+  in: rounded to bfloat16 it would move every output at the start. Others: see
+  Lora; dropout is on the input of a alone.
+  """
+
+  base: Any
+  a_RI: Any
+  b_RO: Any
+  m_O: Any
+  key: Any = None
+  scale: float = dataclasses.field(default=1.0, metadata=dict(static=True))
+  rate: float = dataclasses.field(default=0.0, metadata=dict(static=True))
+
+  @property
+  def direction(self) -> Lora:
+    """V, whose length does not count."""
+    own = (self.base, self.a_RI, self.b_RO, self.key, self.scale, self.rate)
+    return Lora(*own)
+
+
+def cast(values: Any, dtype: Any) -> Any:
+  """A tree's floating arrays in `dtype`, magnitudes in float32 as they are."""
+
+  def one(keys, x):
+    x = value_of(x)
+    is_magnitude = bool(keys) and getattr(keys[-1], 'name', '') == 'm_O'
+    is_floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(dtype) if is_floating and not is_magnitude else x
+
+  return jax.tree_util.tree_map_with_path(one, values)
+
+
 def value_of(weight: Any) -> Any:
   """The array or weight kind inside an nnx variable, or the thing itself."""
   return weight.get_value() if isinstance(weight, nnx.Variable) else weight
@@ -47,6 +85,8 @@ def project(spec: str, x: jax.Array, weight: Any) -> jax.Array:
   weight = value_of(weight)
   if isinstance(weight, Lora):
     return _project_lora(spec, x, weight)
+  if isinstance(weight, Dora):
+    return _project_dora(spec, x, weight)
   return contract(spec, x, weight)
 
 
@@ -71,7 +111,7 @@ def _contract_backward(spec, residuals, d_out):
   xs, ws = operands.split(',')
   d_x = jnp.einsum(f'{result},{ws}->{xs}', d_out, weight)
   d_weight = jnp.einsum(f'{xs},{result}->{ws}', x, d_out)
-  return d_x, d_weight
+  return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
 
 
 contract.defvjp(_contract_forward, _contract_backward)
@@ -92,10 +132,65 @@ def _project_lora(spec: str, x: jax.Array, weight: Lora) -> jax.Array:
   return project(spec, x, weight.base) + weight.scale * delta
 
 
+def _project_dora(spec: str, x: jax.Array, weight: Dora) -> jax.Array:
+  operands, result = spec.split('->')
+  ws = operands.split(',')[1]
+  inputs = ''.join(d for d in ws if d not in result)
+  outputs = ''.join(d for d in ws if d in result)
+  norm_O = lengths(weight.direction, ws, '', inputs, outputs)
+  factor_O = weight.m_O.astype(jnp.float32) / jax.lax.stop_gradient(norm_O)
+  out = project(spec, x, weight.direction)
+  scaled = jnp.einsum(f'{result},{outputs}->{result}', out, factor_O)
+  return scaled.astype(out.dtype)
+
+
+def lengths(
+  weight: Lora | jax.Array, dims: str, lead: str, inputs: str, outputs: str
+) -> jax.Array:
+  """float32 |W + s a^T b| over the inputs of each output, [lead, outputs].
+
+  |W|^2 + 2 s <W, a^T b> + s^2 |a^T b|^2, so that nothing of W's size is made,
+  and a zero b leaves |W| to the bit. Of an array: |W|.
+  """
+  sum_of = functools.partial(
+    jnp.einsum, precision='highest', preferred_element_type=jnp.float32
+  )
+  base = value_of(weight.base if isinstance(weight, Lora) else weight)
+  square = sum_of(f'{dims},{dims}->{lead}{outputs}', base, base)
+  if not isinstance(weight, Lora):
+    return jnp.sqrt(square)
+  a, b = weight.a_RI, weight.b_RO.astype(jnp.float32)
+  low, high = f'{lead}R{inputs}', f'{lead}R{outputs}'
+  of_base = sum_of(f'{dims},{low}->{high}', base, a)
+  # A second name for R, which no letter of the alphabet in `dims` has.
+  other = next(letter for letter in 'PQU' if letter not in dims)
+  of_a = sum_of(f'{low},{lead}{other}{inputs}->{lead}R{other}', a, a)
+  of_both = sum_of(f'{lead}R{other},{lead}{other}{outputs}->{high}', of_a, b)
+  change = 2 * weight.scale * of_base + weight.scale**2 * of_both
+  added = sum_of(f'{high},{high}->{lead}{outputs}', b, change)
+  return jnp.sqrt(jnp.maximum(square + added, 0))
+
+
 def merged(weight: Any, row: weights.Row) -> jax.Array:
   """A plain array that projects as `weight` does; row: its declaration."""
+  if isinstance(weight, Dora):
+    return _merged_dora(weight, row)
   if not isinstance(weight, Lora):
     return weight
+  return _sum(weight, row).astype(merged(weight.base, row).dtype)
+
+
+def _merged_dora(weight: Dora, row: weights.Row) -> jax.Array:
+  direction, lead = weight.direction, row.lead
+  norm_O = lengths(direction, row.dims, lead, row.inputs, row.outputs)
+  factor_O = weight.m_O.astype(jnp.float32) / norm_O
+  spec = f'{row.dims},{lead}{row.outputs}->{row.dims}'
+  scaled = jnp.einsum(spec, _sum(direction, row), factor_O)
+  return scaled.astype(weight.base.dtype)
+
+
+def _sum(weight: Lora, row: weights.Row) -> jax.Array:
+  """base + scale * a^T b, in float32."""
   lead = row.lead
   spec = f'{lead}R{row.inputs},{lead}R{row.outputs}->{row.dims}'
   delta = jnp.einsum(
@@ -106,4 +201,4 @@ def merged(weight: Any, row: weights.Row) -> jax.Array:
     preferred_element_type=jnp.float32,
   )
   base = merged(weight.base, row)
-  return (base.astype(jnp.float32) + weight.scale * delta).astype(base.dtype)
+  return base.astype(jnp.float32) + weight.scale * delta

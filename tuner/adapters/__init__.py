@@ -1,0 +1,1 @@
+"""Adapters: what they target, how they train, and the files of `peft`."""
