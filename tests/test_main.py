@@ -278,7 +278,8 @@ REFUSED = {
   ),
   'mesh does not multiply': (
     put(mesh=dict(data=3, devices=8)),
-    'config.mesh: data=3, fsdp=1, tensor=1 does not multiply to 8 devices.',
+    'config.mesh: data=3, fsdp=1, expert=1, tensor=1 does not multiply to 8 '
+    'devices.',
   ),
   'more devices than there are': (
     put(mesh__devices=9),

@@ -2,7 +2,8 @@
 
 Parallelism is a mesh, never a second recipe: every array's sharding follows
 from its dims. `data` and `fsdp` divide the batch; `fsdp` divides each weight
-along D, `tensor` along its heads, mlp or vocabulary.
+along D, `tensor` along its heads, mlp or vocabulary, `expert` along its
+experts.
 """
 
 import math
@@ -13,7 +14,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = ('data', 'fsdp', 'expert', 'tensor')
 RULES = {
   'B': ('data', 'fsdp'),
   'D': 'fsdp',
@@ -21,6 +22,9 @@ RULES = {
   'K': 'tensor',
   'F': 'tensor',
   'V': 'tensor',
+  'E': 'expert',
+  'I': 'tensor',
+  'J': 'tensor',
 }
 # Activations, and the embedding where it is looked up, keep D whole: their
 # batch already uses the fsdp axis.
@@ -28,7 +32,11 @@ ACTIVATION_RULES = {'B': ('data', 'fsdp'), 'V': 'tensor'}
 
 
 def make(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  devices: int | None = None,
+  expert: int = 1,
 ) -> jax.sharding.Mesh:
   """A mesh over the first `devices` devices, over all by default.
 
@@ -41,14 +49,14 @@ def make(
     raise ValueError(
       f'config.mesh.devices: {devices}; there are {len(there)} here.'
     )
-  sizes = [data, fsdp, tensor]
+  sizes = [data, fsdp, expert, tensor]
   known = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) == 1 and known > 0 and count % known == 0:
     sizes[sizes.index(-1)] = count // known
   if math.prod(sizes) != count or min(sizes) < 1:
     raise ValueError(
-      f'config.mesh: data={data}, fsdp={fsdp}, tensor={tensor} does not '
-      f'multiply to {count} devices.'
+      f'config.mesh: data={data}, fsdp={fsdp}, expert={expert}, '
+      f'tensor={tensor} does not multiply to {count} devices.'
     )
   kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
   return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=there[:count])
@@ -69,12 +77,11 @@ def sharding(
   entries = []
   for letter, size in zip(dims, shape, strict=True):
     axes = RULES.get(letter)
-    parts = _parts(mesh, axes)
-    if size % parts:
+    if size % parts(mesh, axes):
       if name:
         logging.warning(
           '%s: %s = %d does not divide by %s = %d; replicated.',
-          name, letter, size, axes, parts,
+          name, letter, size, axes, parts(mesh, axes),
         )  # fmt: skip
       axes = None
     entries.append(axes)
@@ -94,14 +101,25 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   rules = ACTIVATION_RULES
   if mesh.empty or any(
-    size % _parts(mesh, rules.get(letter))
+    size % parts(mesh, rules.get(letter))
     for letter, size in zip(dims, x.shape, strict=True)
   ):
     return x
   return jax.lax.with_sharding_constraint(x, spec(dims, rules))
 
 
-def _parts(mesh, axes) -> int:
+def dividing(
+  mesh: jax.sharding.AbstractMesh, letter: str, size: int
+) -> tuple[str, ...]:
+  """The mesh axes that divide a dim of this size; none where it is uneven."""
+  axes = RULES[letter]
+  names = (axes,) if isinstance(axes, str) else axes
+  if mesh.empty or size % parts(mesh, names):
+    return ()
+  return tuple(name for name in names if mesh.shape[name] > 1)
+
+
+def parts(mesh, axes) -> int:
   """How many parts the named mesh axes make."""
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)

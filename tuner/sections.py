@@ -191,11 +191,21 @@ class Checkpoint:
   keep_best: int = 0
 
 
+Format = Literal['adapter', 'model', 'gguf', 'orbax']
+
+
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """formats: 'adapter' (PEFT) and 'model' (merged, Hugging Face)."""
+  """What a run hands over; see docs/export.md.
 
-  formats: tuple[Literal['adapter', 'model'], ...] = ('adapter', 'model')
+  formats: 'adapter' (PEFT), 'model' (Hugging Face, merged), 'gguf' (llama.cpp,
+  Ollama), 'orbax' (JAX). dtype: of the weights in 'model' and 'orbax'; None:
+  config.model.dtype. gguf_dtype: of the matrices in 'gguf'.
+  """
+
+  formats: tuple[Format, ...] = ('adapter', 'model')
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+  gguf_dtype: Literal['f32', 'f16', 'bf16', 'q8_0'] = 'f16'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +219,7 @@ class Mesh:
   fsdp: int = 1
   tensor: int = 1
   devices: int | None = None
+  expert: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
