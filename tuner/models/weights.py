@@ -111,7 +111,8 @@ def weight(
   letters = layout.replace('(', '').replace(')', '')
   if sorted(over + letters) != sorted(dims) or not dims.startswith(over):
     raise ValueError(f'{hf}: layout {layout} must hold the letters of {dims}.')
-  sides = _groups(layout)
+  stack = 'E' if dims.startswith('E') else ''  # Experts in one tensor.
+  sides = [group for group in _groups(layout) if group != stack]
   if not inputs and len(sides) == 2:
     inputs = ''.join(d for d in dims if d in sides[1])
   return nnx.Param(
