@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tuner.models import weights
+from tuner.models import ragged, weights
 
 
 @jax.tree_util.register_dataclass
@@ -169,6 +169,33 @@ def lengths(
   change = 2 * weight.scale * of_base + weight.scale**2 * of_both
   added = sum_of(f'{high},{high}->{lead}{outputs}', b, change)
   return jnp.sqrt(jnp.maximum(square + added, 0))
+
+
+def grouped(x: jax.Array, weight: Any, group_sizes: jax.Array) -> jax.Array:
+  """[N, outputs...]: rows x [N, inputs], each by the matrix of its group.
+
+  weight: an array [E, inputs, outputs...] or a Lora without dropout over one;
+    the first group_sizes[0] rows meet weight[0], and so on, see `ragged`.
+  """
+  weight = value_of(weight)
+  assert not isinstance(weight, Dora), 'refused by tuner.adapt'
+  if not isinstance(weight, Lora):
+    flat = weight.reshape(*weight.shape[:2], -1)
+    out = ragged.product(x, flat, group_sizes)
+    return out.reshape(-1, *weight.shape[2:])
+  assert weight.key is None or not weight.rate, 'refused by tuner.adapt'
+  low = ragged.product(x, weight.a_RI, group_sizes, 2)
+  delta = grouped(low, weight.b_RO, group_sizes)
+  return grouped(x, weight.base, group_sizes) + weight.scale * delta
+
+
+def grouped_bias(bias: Any, group_sizes: jax.Array, rows: int) -> jax.Array:
+  """[N, outputs...]: the bias [E, outputs...] of each row's group; else 0."""
+  bias = value_of(bias)
+  group_N = ragged.group_of_rows(group_sizes, rows)
+  is_of_NE = jax.nn.one_hot(group_N, len(bias), dtype=bias.dtype)
+  out = contract('NE,EO->NO', is_of_NE, bias.reshape(len(bias), -1))
+  return out.reshape(rows, *bias.shape[1:])
 
 
 def merged(weight: Any, row: weights.Row) -> jax.Array:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tuner.models import decoder, logprobs
+from tuner.models import decoder, logprobs, moe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +26,17 @@ class Policy:
 
   def hidden(self, batch: dict[str, jax.Array]) -> jax.Array:
     """The last hidden states, [rows, T, D], leading axes made one."""
+    return self._run(batch)[0]
+
+  def _run(self, batch):
+    """(hidden states, what each body of layers says of its routing)."""
     rows = {k: _rows(batch[k]) for k in ('tokens', 'positions', 'segments')}
     attend = decoder.attend_packed(rows['segments'], self.reach)
-    x_BTD, _, _ = self.model(
+    x_BTD, _, routing = self.model(
       rows['tokens'], rows['positions'], attend, remat=self.remat,
       real_BT=rows['segments'] > 0,
     )  # fmt: skip
-    return x_BTD
+    return x_BTD, routing
 
   def logprobs(self, batch: dict[str, jax.Array]) -> jax.Array:
     """float32 log p of each token given those before it, shaped as tokens.
@@ -40,8 +44,22 @@ class Policy:
     0 where batch['mask'] is 0: those are not computed. The first token of a
     row has no prediction and 0.
     """
+    return self._logprobs(self.hidden(batch), batch)
+
+  def routed_logprobs(
+    self, batch: dict[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`logprobs`, and how evenly the tokens were routed: `moe.balance`.
+
+    Raises ValueError for a model without experts.
+    """
+    x_BTD, routing = self._run(batch)
+    if not routing:
+      raise ValueError('config.objective.balance: this model has no experts.')
+    return self._logprobs(x_BTD, batch), moe.balance(routing)
+
+  def _logprobs(self, x_BTD, batch):
     tokens_BT, mask_BT = _rows(batch['tokens']), _rows(batch['mask'])
-    x_BTD = self.hidden(batch)
     out = logprobs.logprobs(
       self.model.head_function(),
       self.model.head_weight(),
