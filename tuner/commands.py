@@ -17,6 +17,7 @@ from tuner import (
   commits,
   dataset,
   examine,
+  export,
   measure,
   rundir,
   summary,
@@ -25,7 +26,7 @@ from tuner import experiment as experiment_lib
 from tuner import log as log_lib
 from tuner import stop as stop_lib
 from tuner import train as train_lib
-from tuner.artifacts import export as export_lib
+from tuner.artifacts import prompts
 from tuner.data import split as split_lib
 from tuner.models import weights
 
@@ -64,6 +65,7 @@ def _train(experiment, workdir, allow_change, stop) -> int:
     _write_json(workdir / 'config.json', experiment.resolved)
     _write_json(workdir / 'run.json', _run_record(experiment, facts))
     _write_check(experiment, workdir)
+    _write_prompts(experiment, workdir)
     if not stop.requested:
       _measure_base(experiment, base, test, workdir)
     frozen, state = experiment.start(base)
@@ -183,36 +185,9 @@ def finish(experiment, frozen, state, test, workdir) -> None:
     system = ['tuned', experiment.facts]
     scores = test.measure(folder, 'test.tuned', tuned, system)
     print_scores(folder, scores, own.evaluate.base, experiment.base_dir.name)
-  for line in export(experiment, frozen, state, workdir):
-    print(line)
-
-
-def export(experiment, frozen, state, workdir) -> list[str]:
-  """Writes config.export.formats; a line for each."""
-  own, lines = experiment.config, []
-  is_own = own.data.template is None and not own.data.template_args
-  template = None if is_own else experiment.tokenizer.chat_template
-  is_adapter = experiment.adaptation.is_adapter
-  for name in own.export.formats:
-    path = workdir / 'export' / name
-    if name == 'adapter' and is_adapter:
-      hub_id = own.model.path
-      is_local = pathlib.Path(hub_id).expanduser().is_dir()
-      export_lib.write_adapter(
-        path, experiment.base_dir, experiment.model, experiment.adaptation,
-        state.trainable,
-        str(experiment.base_dir.absolute()) if is_local else hub_id,
-        experiment.revision, template,
-      )  # fmt: skip
-      lines.append(f'adapter  {path}  (peft)')
-    if name == 'model':
-      attached = experiment.adaptation.attach(frozen, state.trainable)
-      export_lib.write_model(
-        path, experiment.base_dir, experiment.model, attached,
-        own.model.dtype, template,
-      )  # fmt: skip
-      lines.append(f'model    {path}  (transformers, merged)')
-  return lines
+  trained = export.of_experiment(experiment, frozen, state, workdir)
+  names = export.wanted_formats(own, experiment.adaptation)
+  export.write(trained, names, workdir / 'export')
 
 
 def print_scores(folder, tuned, has_base: bool, name: str) -> None:
@@ -283,6 +258,13 @@ def _write_check(experiment: Experiment, workdir: pathlib.Path) -> None:
   except (OSError, ValueError, KeyError, TypeError):
     pass
   check.write(record, workdir)
+
+
+def _write_prompts(experiment: Experiment, workdir: pathlib.Path) -> None:
+  """Prompts to travel with what is exported, so that it needs no data."""
+  if jax.process_index() == 0:
+    chosen = export.choose_prompts(experiment)
+    rundir.write_whole(workdir / export.PROMPTS, prompts.lines(chosen))
 
 
 def say(text: str) -> None:

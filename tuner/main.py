@@ -1,8 +1,9 @@
 """python -m tuner.main [COMMAND] --config=FILE --workdir=DIR [--config.key=v].
 
 COMMAND is `train` (the default), `check`, which reads the data as training
-would and needs no workdir, or `convert IN... OUT`, which writes any form of
-rows as messages and needs no config. Any key of the config can be set on the
+would and needs no workdir, `export`, which writes a checkpoint of a workdir as
+files that other software loads, or `convert IN... OUT`, which writes any form
+of rows as messages and needs no config. Any key of the config can be set on the
 command line, as in --config.schedule.peak=5e-4, those that the file leaves out
 among them.
 """
@@ -49,8 +50,20 @@ _COLUMNS = flags.DEFINE_string(
 _SKIP = flags.DEFINE_bool(
   'skip', False, 'convert: leave out rows that cannot be read.'
 )
+_FORMATS = flags.DEFINE_list(
+  'formats', [], 'export: adapter, model, gguf, orbax; else as config.export.'
+)
+_STEP = flags.DEFINE_integer(
+  'step', None, 'export: a committed step; else the newest.', lower_bound=0
+)
+_OUT = flags.DEFINE_string(
+  'out', None, 'export: where to; else WORKDIR/export.'
+)
+_VERIFY = flags.DEFINE_bool(
+  'verify', True, 'export: read again what was written, and compare.'
+)
 
-COMMANDS = ('train', 'check', 'convert')
+COMMANDS = ('train', 'check', 'convert', 'export')
 
 
 def main(argv: list[str]) -> None:
@@ -96,6 +109,13 @@ def _run(command: str, arguments: list[str]) -> int:
       _CONFIG.value, file, workdir, _JSON.value, _DETAIL.value, _ROW.value,
       _WRITE_CLEAN.value, _LOSSES.value,
     )  # fmt: skip
+  if command == 'export':
+    from tuner import export
+
+    out = _OUT.value and pathlib.Path(_OUT.value).expanduser()
+    return export.run(
+      _CONFIG.value, workdir, _FORMATS.value, _STEP.value, out, _VERIFY.value
+    )
   from tuner import commands
 
   return commands.train(_CONFIG.value, workdir, _ALLOW_CHANGE.value)
@@ -107,8 +127,8 @@ def _check_flags(command: str, arguments: list[str]) -> None:
     if len(arguments) < 2:
       raise app.UsageError('convert takes files and, last, the one to write')
     return
-  needed = {'train': ('config', 'workdir'), 'check': ('config',)}[command]
-  for name in needed:
+  needed = {'check': ('config',)}
+  for name in needed.get(command, ('config', 'workdir')):
     if not flags.FLAGS[name].value:
       raise app.UsageError(f'{command} needs --{name}')
 

@@ -25,6 +25,7 @@ AT_LEAST = {
   'checkpoint.keep_last': 1,
   'checkpoint.keep_best': 0,
   'model.head_chunk': 1,
+  'export.max_shard_bytes': 1,
 }
 
 
@@ -67,6 +68,11 @@ def check(config: sections.Config) -> None:
         f"config.log.writers: {name!r} is not installed: pip install '"
         f"tuner[{name}]', or leave it out."
       )
+  if 'gguf' in config.export.formats and not importlib.util.find_spec('gguf'):
+    raise ValueError(
+      "config.export.formats: 'gguf' is not installed: pip install "
+      "'tuner[gguf]', or leave it out."
+    )
 
 
 def _check_ranges(config: sections.Config) -> None:

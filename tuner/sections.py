@@ -200,12 +200,14 @@ class Export:
 
   formats: 'adapter' (PEFT), 'model' (Hugging Face, merged), 'gguf' (llama.cpp,
   Ollama), 'orbax' (JAX). dtype: of the weights in 'model' and 'orbax'; None:
-  config.model.dtype. gguf_dtype: of the matrices in 'gguf'.
+  config.model.dtype. gguf_dtype: of the matrices in 'gguf'. max_shard_bytes:
+  of a file of 'model'.
   """
 
   formats: tuple[Format, ...] = ('adapter', 'model')
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
   gguf_dtype: Literal['f32', 'f16', 'bf16', 'q8_0'] = 'f16'
+  max_shard_bytes: int = 5 * 10**9
 
 
 @dataclasses.dataclass(frozen=True)

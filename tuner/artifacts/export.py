@@ -1,168 +1,184 @@
-"""Export: a PEFT adapter directory and a merged Hugging Face directory.
+"""What writes each format into an empty directory.
 
-The tokenizer, its template and the generation config travel with the weights.
-A directory is written beside its place and renamed into it, so that there is
-never half an export.
+Beside the weights go the tokenizer, its template, the generation config,
+rendered prompts and a model card: all that whoever serves the model needs.
 """
 
-import contextlib
-import json
-import os
+import math
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import safetensors.numpy
 
-from tuner import adapt
-from tuner.models import decoder, hub, weights
+from tuner.adapters import base as base_lib
+from tuner.adapters import low_rank, peft
+from tuner.artifacts import card, folders, prompts
+from tuner.artifacts import trained as trained_lib
+from tuner.models import hub, tensors, weights
 
-# What a served model needs beside its weights; copied as it is.
-COMPANIONS = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'tokenizer.model',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'vocab.json',
-  'merges.txt',
-  'chat_template.jinja',
-  'generation_config.json',
-)
+Trained = trained_lib.Trained
+Done = Mapping[str, pathlib.Path]  # directories written before, by format
+
+BYTES = {
+  'float32': 4,
+  'bfloat16': 2,
+  'float16': 2,
+  'f32': 4,
+  'f16': 2,
+  'bf16': 2,
+  'q8_0': 34 / 32,  # a block of 32 numbers and its scale
+}
+OTHER_BYTES = 2**20  # of cards, prompts and headers
 
 
-def write_adapter(
-  path: pathlib.Path,
-  base_dir: pathlib.Path,
-  model: decoder.Decoder,
-  adaptation: adapt.LoraAdaptation,
-  trainable: Mapping[str, Any],
-  base_name: str,
-  revision: str | None = None,
-  template: str | None = None,
-) -> None:
-  """Writes a LoRA as `peft` does, so that PeftModel.from_pretrained loads it.
+def needed_bytes(name: str, trained: Trained, done: Done) -> int:
+  """What a format takes on the disk, by the declaration and a little more."""
+  sizes, own = trained.model.config.sizes, trained.config.export
+  count = weights.count(trained.rows, sizes)
+  rest = OTHER_BYTES + sum(map(len, trained.companions().values()))
+  if name == 'adapter':
+    shapes = trained.adaptation.shapes(sizes).values()
+    return rest + 4 * sum(map(math.prod, shapes))
+  if name == 'gguf':
+    scratch = 0 if _is_source(trained, done) else 4 * count
+    # Vectors stay float32; of them there are few.
+    return rest + scratch + int(count * BYTES[own.gguf_dtype])
+  return rest + int(count * BYTES[trained.dtype])
 
-  base_name is where `peft` looks for the base: a hub id or a directory.
-  template: the chat template, where it is not the base's own.
+
+def adapter(path: pathlib.Path, trained: Trained, done: Done) -> None:
+  """A PEFT directory: the adapter alone, as `peft` writes it."""
+  del done
+  assert isinstance(trained.adaptation, low_rank.LowRank)
+  values = peft.tensors(trained.model, trained.adaptation, trained.trainable)
+  file = path / 'adapter_model.safetensors'
+  # `save_file` would make a file that others may not read.
+  file.write_bytes(safetensors.numpy.save(values, {'format': 'pt'}))
+  for name, content in adapter_records(trained).items():
+    folders.write_json(path / name, content)
+  _write_rest(path, trained, 'adapter')
+
+
+def adapter_records(trained: Trained) -> dict[str, Any]:
+  """What `peft` and this program read beside an adapter, by file."""
+  assert isinstance(trained.adaptation, low_rank.LowRank)
+  config = peft.config(trained.adaptation, trained.base_name, trained.revision)
+  base = {base_lib.KEY: trained.record['facts']['model']['weights']}
+  return {'adapter_config.json': config, base_lib.RECORD: base}
+
+
+def model(path: pathlib.Path, trained: Trained, done: Done) -> None:
+  """A Hugging Face directory of the merged, or fully trained, model."""
+  del done
+  write_weights(path, trained, trained.dtype)
+  _write_rest(path, trained, 'model')
+
+
+def gguf(path: pathlib.Path, trained: Trained, done: Done) -> None:
+  """A GGUF file, made from a Hugging Face directory, and a Modelfile."""
+  from tuner.llamacpp import modelfile, write  # Needs an extra.
+
+  own = trained.config.export
+  source = done['model'] if _is_source(trained, done) else path / 'source'
+  if source not in done.values():
+    source.mkdir()
+    write_weights(source, trained, 'float32')
+    _write_companions(source, trained)
+  file = path / gguf_name(trained)
+  write.write(source, file, own.gguf_dtype, card.base_label(trained))
+  system = modelfile.text(source, file.name, trained.config.data.system)
+  (path / 'Modelfile').write_text(system, encoding='utf-8')
+  if source not in done.values():
+    shutil.rmtree(source)
+  _write_card(path, trained, 'gguf')
+
+
+def gguf_name(trained: Trained) -> str:
+  return f'model-{trained.config.export.gguf_dtype}.gguf'
+
+
+def _is_source(trained: Trained, done: Done) -> bool:
+  """Whether 'model' holds all that the GGUF file is to hold."""
+  own = trained.config.export.gguf_dtype
+  exact = {'float32', {'f16': 'float16', 'bf16': 'bfloat16'}.get(own)}
+  return 'model' in done and trained.dtype in exact
+
+
+def orbax(path: pathlib.Path, trained: Trained, done: Done) -> None:
+  """`weights`, a flat dict of host arrays that plain orbax restores.
+
+  weights.json says of each path its dims, and the Hugging Face tensors that it
+  is. Arrays lie in files of their own, named by path.
   """
-  tensors = adapter_tensors(model, adaptation, trainable)
-  with _renamed(path) as scratch:
-    safetensors.numpy.save_file(
-      tensors, scratch / 'adapter_model.safetensors', {'format': 'pt'}
+  del done
+  host = {p: on_host(trained, p, trained.dtype) for p in trained.rows}
+  handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save(
+      (path / 'weights').absolute(), args=ocp.args.PyTreeSave(host)
     )
-    config = adapter_config(adaptation, base_name, revision)
-    _write_json(scratch / 'adapter_config.json', config)
-    _write_companions(base_dir, scratch, template)
+  folders.write_json(path / 'weights.json', described(trained))
+  folders.write_json(path / 'config.json', written_config(trained))
+  _write_rest(path, trained, 'orbax')
 
 
-def adapter_tensors(
-  model: decoder.Decoder,
-  adaptation: adapt.LoraAdaptation,
-  trainable: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
-  """lora_A [R, in] and lora_B [out, R] of each layer, by their `peft` names."""
-  sizes, tensors = model.config.sizes, {}
-  for path in adaptation.targets:
-    row = adaptation.rows[path]
-    for factor, letters in (('a', row.inputs), ('b', row.outputs)):
-      value = np.asarray(trainable[f'{path}.{factor}'])
-      # HF fuses the letters of a side in the layout's order, not in ours.
-      group = row.groups[1] if factor == 'a' else row.groups[0]
-      order = [0, *(1 + letters.index(d) for d in group)]
-      side = 'lora_A' if factor == 'a' else 'lora_B'
-      for index, name in row.names(sizes).items():
-        matrix = value[index].transpose(order).reshape(adaptation.rank, -1)
-        matrix = matrix if factor == 'a' else matrix.T
-        module = name.removesuffix('.weight')
-        key = f'base_model.model.{module}.{side}.weight'
-        tensors[key] = np.ascontiguousarray(matrix, np.float32)
-  return tensors
-
-
-def adapter_config(
-  adaptation: adapt.LoraAdaptation, base_name: str, revision: str | None
-) -> dict[str, Any]:
-  """adapter_config.json; `peft` computes the scale from alpha, r and rslora."""
-  modules = {
-    adaptation.rows[path].hf.removesuffix('.weight').rpartition('.')[2]
-    for path in adaptation.targets
-  }
+def described(trained: Trained) -> dict[str, Any]:
+  """Of each path: shape, dims, and how it is laid out at Hugging Face."""
+  sizes = trained.model.config.sizes
   return {
-    'peft_type': 'LORA',
-    'task_type': 'CAUSAL_LM',
-    'base_model_name_or_path': base_name,
-    'revision': revision,
-    'r': adaptation.rank,
-    'lora_alpha': adaptation.scale * adaptation.rank,
-    'lora_dropout': adaptation.dropout,
-    'use_rslora': False,  # alpha above already holds the scale in use.
-    'use_dora': False,
-    'target_modules': sorted(modules),
-    'bias': 'none',
-    'fan_in_fan_out': False,
-    'modules_to_save': None,
-    'inference_mode': True,
-    'init_lora_weights': True,
+    path: {
+      'dims': row.dims,
+      'shape': row.shape(sizes),
+      'hf_layout': row.layout,
+      'hf_names': [
+        [list(index), name] for index, name in row.names(sizes).items()
+      ],
+    }
+    for path, row in trained.rows.items()
   }
 
 
-def write_model(
-  path: pathlib.Path,
-  base_dir: pathlib.Path,
-  model: decoder.Decoder,
-  attached: Mapping[str, Any],
-  dtype: str = 'float32',
-  template: str | None = None,
-) -> None:
-  """Writes the merged model as a Hugging Face directory; see write_adapter."""
-  declared = weights.rows(model)
-  with _renamed(path) as scratch:
-    config = hub.read_config(base_dir)
-    config.pop('torch_dtype', None)
-    config['dtype'] = dtype
-    _write_json(scratch / 'config.json', config)
-    _write_companions(base_dir, scratch, template)
-    hub.write(
-      scratch, model, lambda p: adapt.merge(declared, attached, p), dtype
-    )
+FORMATS: dict[str, Callable[[pathlib.Path, Trained, Done], None]] = {
+  'adapter': adapter,
+  'model': model,
+  'gguf': gguf,
+  'orbax': orbax,
+}
 
 
-@contextlib.contextmanager
-def _renamed(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A scratch directory that becomes `path` when the block succeeds."""
-  scratch = path.with_name(f'.{path.name}.tmp')
-  shutil.rmtree(scratch, ignore_errors=True)
-  scratch.mkdir(parents=True)
-  try:
-    yield scratch
-  except BaseException:
-    shutil.rmtree(scratch, ignore_errors=True)
-    raise
-  old = path.with_name(f'.{path.name}.old')
-  shutil.rmtree(old, ignore_errors=True)
-  if path.exists():
-    path.rename(old)
-  os.replace(scratch, path)
-  shutil.rmtree(old, ignore_errors=True)
+def on_host(trained: Trained, path: str, dtype: str) -> np.ndarray:
+  """One merged weight as it is written."""
+  return tensors.cast(np.asarray(trained.merged(path)), dtype, path)
 
 
-def _write_companions(
-  base_dir: pathlib.Path, target: pathlib.Path, template: str | None
-) -> None:
-  for name in COMPANIONS:
-    if (base_dir / name).is_file():
-      shutil.copyfile(base_dir / name, target / name)
-  if template is None:
-    return
-  (target / 'chat_template.jinja').write_text(template, encoding='utf-8')
-  file = target / 'tokenizer_config.json'
-  if file.is_file():  # Older readers look for it there.
-    config = json.loads(file.read_text(encoding='utf-8'))
-    _write_json(file, {**config, 'chat_template': template})
+def write_weights(path: pathlib.Path, trained: Trained, dtype: str) -> None:
+  """config.json and the weights, merged one at a time."""
+  folders.write_json(path / 'config.json', written_config(trained, dtype))
+  shard = trained.config.export.max_shard_bytes
+  hub.write(path, trained.model, trained.merged, dtype, shard)
 
 
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+def written_config(trained: Trained, dtype: str = '') -> dict[str, Any]:
+  """config.json as it is written; it names the dtype of the weights."""
+  config = hub.read_config(trained.base_dir)
+  return hub.written_config(config, dtype or trained.dtype)
+
+
+def _write_rest(path: pathlib.Path, trained: Trained, name: str) -> None:
+  _write_companions(path, trained)
+  _write_card(path, trained, name)
+
+
+def _write_companions(path: pathlib.Path, trained: Trained) -> None:
+  for name, content in trained.companions().items():
+    (path / name).write_bytes(content)
+
+
+def _write_card(path: pathlib.Path, trained: Trained, name: str) -> None:
+  few = trained.prompts[: prompts.SHOWN]
+  (path / 'prompts.jsonl').write_bytes(prompts.lines(few))
+  (path / 'README.md').write_text(card.text(trained, name), encoding='utf-8')

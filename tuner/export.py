@@ -1,0 +1,315 @@
+"""`export`: a committed step of a run as files that other software loads.
+
+The base and the trained arrays are read, the data is not: a run keeps the
+prompts that travel with its models in prompts.jsonl. What is written is
+verified before it takes its place.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from tuner import adapt, commits, dataset, named, ranges, rundir, sections
+from tuner import experiment as experiment_lib
+from tuner import mesh as mesh_lib
+from tuner.adapters import base as base_lib
+from tuner.artifacts import export as export_lib
+from tuner.artifacts import folders, outside, prompts, reread, table, verify
+from tuner.artifacts import trained as trained_lib
+from tuner.data import template as template_lib
+from tuner.models import hub, weights
+
+PROMPTS = 'prompts.jsonl'
+Trained = trained_lib.Trained
+
+
+def run(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  formats: Sequence[str] = (),
+  step: int | None = None,
+  out: pathlib.Path | None = None,
+  is_verified: bool = True,
+) -> int:
+  """Exports a committed step, the newest by default; the exit code.
+
+  formats: instead of config.export.formats. out: instead of workdir/export.
+  Raises ValueError for what the user can mend, RuntimeError where what was
+  written is not what was trained.
+  """
+  if not (workdir / 'commits').is_dir():
+    named.existing_path(str(workdir), '--workdir')
+    raise ValueError(
+      f'--workdir: {workdir} holds no run: there is no commits/ in it.'
+    )
+  own = _read(config, formats)
+  with rundir.lock(workdir):
+    step = choose_step(workdir, step)
+    print(f'exporting step {step} of {workdir}', file=sys.stderr, flush=True)
+    mesh = mesh_lib.make(**dataclasses.asdict(own.mesh))
+    with jax.set_mesh(mesh):
+      trained = of_step(config, own, workdir, step, mesh)
+      names = wanted_formats(own, trained.adaptation)
+      write(trained, names, out or workdir / 'export', is_verified)
+  return 0
+
+
+def _read(config, formats: Sequence[str]) -> sections.Config:
+  """The config with other formats, if any are given."""
+  own = sections.read(config)
+  for name in formats:
+    if name not in export_lib.FORMATS:
+      hint = named.nearest(name, export_lib.FORMATS)
+      raise ValueError(
+        f'--formats: {name!r} is no format{hint or "."} There are '
+        f'{", ".join(export_lib.FORMATS)}.'
+      )
+  if not formats:
+    return own
+  names: Any = tuple(formats)
+  chosen = dataclasses.replace(own.export, formats=names)
+  own = dataclasses.replace(own, export=chosen)
+  ranges.check(own)
+  return own
+
+
+def wanted_formats(own: sections.Config, adaptation) -> list[str]:
+  """config.export.formats, without an adapter where there is none."""
+  names: list[str] = list(dict.fromkeys(own.export.formats))
+  if 'adapter' in names and not adaptation.is_adapter:
+    names.remove('adapter')
+    if not names:
+      raise ValueError(
+        "config.export.formats: 'adapter', but full fine-tuning makes none; "
+        "use 'model'."
+      )
+    print('adapter: not made; full fine-tuning has none', file=sys.stderr)
+  return names
+
+
+def choose_step(workdir: pathlib.Path, step: int | None) -> int:
+  """That step, or the newest, once its files are as they were committed."""
+  names = (path.stem for path in (workdir / 'commits').glob('*.json'))
+  steps = sorted(int(name) for name in names if name.isdecimal())
+  if not steps:
+    raise ValueError(
+      f'--workdir: {workdir} has no committed checkpoint yet: train first.'
+    )
+  if step is None:
+    for newest in reversed(steps):
+      if not (fault := commits.fault(workdir, newest)):
+        return newest
+      print(f'step {newest} passed over: {fault}', file=sys.stderr)
+    raise RuntimeError(f'{workdir}: no checkpoint is as it was committed.')
+  if step not in steps:
+    raise ValueError(
+      f'--step: {step} is not committed in {workdir}; there are '
+      f'{", ".join(map(str, steps))}.'
+    )
+  if fault := commits.fault(workdir, step):
+    raise RuntimeError(f'step {step} cannot be exported: {fault}')
+  return step
+
+
+def of_step(given, own, workdir, step: int, mesh) -> Trained:
+  """The state at a committed step: the base, and what was trained of it."""
+  base_dir = hub.base_directory(own.model.path, own.model.revision)
+  model = hub.declare(base_dir)
+  bound = named.bind(
+    own.adapt,
+    adapt,
+    where='config.adapt',
+    takes=('rows',),
+    sizes=model.config.sizes,
+    base=base_lib.Base(own.model.path, hub.revision_of(base_dir), base_dir),
+  )
+  adaptation = bound(weights.rows(model))
+  tokenizer, stop_ids = dataset.load_tokenizer(own, base_dir)
+  record = commits.read_record(workdir / f'commits/{step}.json', step)
+  now = _facts(own, bound.resolved | adaptation.facts, base_dir, tokenizer)
+  commits.compare_facts({k: record['facts'].get(k) for k in now}, now)
+  trainable = _restore(workdir, record, model, adaptation, mesh)
+  frozen: dict[str, Any] = {}
+  if adaptation.is_adapter:
+    frozen = trained_lib.load(base_dir, model, mesh, own.model.dtype)
+  file = workdir / PROMPTS
+  if file.is_file():
+    chosen = prompts.read(file)
+  else:  # Of a run that was trained before there were such files.
+    chosen = choose_prompts(experiment_lib.prepare(given))
+  return Trained(
+    own, base_dir, tokenizer, stop_ids, model, adaptation, mesh, frozen,
+    trainable, record, tuple(chosen), workdir,
+  )  # fmt: skip
+
+
+def _facts(own, adapt_section, base_dir, tokenizer) -> dict[str, Any]:
+  """What a checkpoint's facts must say for its arrays to mean this model."""
+  template = json.dumps(template_lib.identity(tokenizer)).encode()
+  tokens = (base_dir / 'tokenizer.json').read_bytes()
+  return {
+    'adapt': json.loads(json.dumps(adapt_section)),
+    'model': {
+      'dtype': own.model.dtype,
+      'master': own.model.master,
+      'weights': hub.weights_hash(base_dir),
+    },
+    'template': hashlib.sha256(template).hexdigest(),
+    'tokenizer': hashlib.sha256(tokens).hexdigest(),
+  }
+
+
+def _restore(workdir, record, model, adaptation, mesh) -> dict[str, Any]:
+  """The trainable tree of a checkpoint; its optimizer is left where it is."""
+  dims, shapes = adaptation.dims, adaptation.shapes(model.config.sizes)
+  like, committed = {}, {}
+  for path, letters in dims.items():
+    leaf = f'trainable.{path}'
+    place = mesh_lib.sharding(mesh, letters, shapes[path])
+    if (found := record['leaves'].get(leaf)) is not None:
+      committed[leaf] = found
+    dtype = found[0] if found else 'float32'
+    like[leaf] = jax.ShapeDtypeStruct(shapes[path], dtype, sharding=place)
+  commits.compare_leaves(committed, like)
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    found = checkpointer.restore(
+      (workdir / f'checkpoints/{record["step"]}').absolute(),
+      args=ocp.args.PyTreeRestore(
+        item=like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=True,
+      ),
+    )
+  return {path: found[f'trainable.{path}'] for path in dims}
+
+
+def choose_prompts(experiment: experiment_lib.Experiment):
+  """Held-out prompts that leave room for an answer; of training, if none."""
+  split = experiment.split
+  positions = experiment.model.config.max_positions - verify.ANSWER_TOKENS
+  longest = min(dataset.limit(experiment.config), positions)
+  sides = split.test, split.dev, split.train
+  return prompts.choose(sides, experiment.tokenizer, longest)
+
+
+def of_experiment(experiment, frozen, state, workdir: pathlib.Path) -> Trained:
+  """The state in memory, which is committed."""
+  step = int(state.step)
+  record = commits.read_record(workdir / f'commits/{step}.json', step)
+  return Trained(
+    experiment.config, experiment.base_dir, experiment.tokenizer,
+    experiment.stop_ids, experiment.model, experiment.adaptation,
+    experiment.mesh, frozen, state.trainable, record,
+    tuple(prompts.read(workdir / PROMPTS)), workdir,
+  )  # fmt: skip
+
+
+def write(
+  trained: Trained,
+  names: Sequence[str],
+  out: pathlib.Path,
+  is_verified: bool = True,
+) -> None:
+  """Writes every format and prints a line for each, then what verifying found.
+
+  Directories take their places when all are written and right. Raises
+  RuntimeError for those that are not right; they are kept as NAME.rejected.
+  """
+  step, digest = trained.record['step'], trained.record['sha256']
+  out = rundir.make_folder(out)
+  print(f'\nstep {step} (checkpoint {digest[:12]}) exported to {out}')
+  wrong: list[str] = []
+  with contextlib.ExitStack() as stack:
+    kept: dict[str, folders.Folder] = {}
+    for name, folder in _written(trained, names, out, stack):
+      kept[name] = folder
+    places = {name: folder.scratch for name, folder in kept.items()}
+    found = check(trained, places) if is_verified else []
+    wrong = sorted({c.format for c in found if c.faults})
+    for name, folder in kept.items():
+      folder.reject() if name in wrong else folder.keep()
+  _record(out, trained, names, found)
+  if wrong:
+    listed = ', '.join(f'{out / name}.rejected' for name in wrong)
+    raise RuntimeError(
+      f'what was written is not what was trained; see {listed}'
+    )
+
+
+def _written(trained, names, out, stack) -> Iterator:
+  """Yields (name, folder) of each format, written beside its place."""
+  places: dict[str, pathlib.Path] = {}
+  for name in names:
+    start_s = time.perf_counter()
+    folder = stack.enter_context(folders.Folder(out / name))
+    rundir.check_space(out, export_lib.needed_bytes(name, trained, places))
+    export_lib.FORMATS[name](folder.scratch, trained, places)
+    places[name] = folder.scratch
+    size = rundir.human(folders.size(folder.scratch))
+    seconds = time.perf_counter() - start_s
+    print(f'  {name:8} {size:>8}  {seconds:5.1f} s  {out / name}', flush=True)
+    yield name, folder
+
+
+def check(
+  trained: Trained, places: Mapping[str, pathlib.Path]
+) -> list[verify.Check]:
+  """Reads every format again, and prints what was found."""
+  start_s = time.perf_counter()
+  libraries, notes = outside.readers(places, trained)
+  wanted = verify.reference(trained)
+  found = [_own(name, path, trained, wanted) for name, path in places.items()]
+  found += outside.check(places, libraries, trained, wanted)
+  found.sort(key=lambda one: list(places).index(one.format))
+  seconds = time.perf_counter() - start_s
+  print(table.text(trained, wanted, found, notes, seconds), flush=True)
+  return found
+
+
+def _own(name, path, trained, wanted) -> verify.Check:
+  """What our own code finds in one directory."""
+  dtype = {
+    'adapter': 'float32',
+    'gguf': trained.config.export.gguf_dtype,
+  }.get(name, trained.dtype)
+  found = verify.Check(name, 'tuner', dtype)
+  reread.files(path, trained, found)
+  try:
+    values = reread.READERS[name](path, trained, found)
+  except Exception as error:  # Of a damaged file, libraries raise anything.
+    reason = (str(error).splitlines() or [''])[0]
+    found.faults.append(f'cannot be read: {type(error).__name__}: {reason}')
+    return found
+  runner = trained.filled(values)
+  logits = verify.predictions(runner, wanted.sequences, wanted.starts)
+  verify.compare(found, wanted, logits, trained.config.model.dtype)
+  return found
+
+
+def _record(out, trained, names, found) -> None:
+  """verify.json: what was found of each format that lies there."""
+  file = out / 'verify.json'
+  there = {}
+  if file.is_file():
+    there = json.loads(file.read_text(encoding='utf-8'))
+  for name in names:
+    there.pop(name, None)
+    checks = [one.record() for one in found if one.format == name]
+    if checks:
+      there[name] = {
+        'step': trained.record['step'],
+        'checkpoint': trained.record['sha256'],
+        'compute_dtype': trained.config.model.dtype,
+        'prompts': len(trained.prompts),
+        'checks': checks,
+      }
+  rundir.write_whole(file, folders.as_json(there))
