@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from tuner import mesh
@@ -142,12 +143,11 @@ class Block(nnx.Module):
 
   def __call__(self, x_BTD, call: Call, layer, memory):
     """(x_BTD, memory, what the mlp says of its routing)."""
-    scale = self.config.residual_scale
     out = self._norm('attention', x_BTD)
     out, memory = self.attention(out, call, layer, memory)
-    x_BTD = x_BTD + scale * self._norm('attention_post', out)
+    x_BTD = x_BTD + self._scaled(self._norm('attention_post', out))
     out, routed = self.mlp(self._norm('mlp', x_BTD), call)
-    x_BTD = x_BTD + scale * self._norm('mlp_post', out)
+    x_BTD = x_BTD + self._scaled(self._norm('mlp_post', out))
     return mesh.constrain(x_BTD, 'BTD'), memory, routed
 
   def _norm(self, place, x_BTD):
@@ -156,6 +156,13 @@ class Block(nnx.Module):
     if scale is None:
       return x_BTD
     return layers.rms_norm(x_BTD, scale[...], self.config.norm)
+
+  def _scaled(self, x_BTD):
+    """x by the residual scale, which bfloat16 would round by 0.1 %."""
+    scale = self.config.residual_scale
+    if scale == 1.0:
+      return x_BTD
+    return (scale * x_BTD.astype(jnp.float32)).astype(x_BTD.dtype)
 
 
 def add_bias(module: nnx.Module, part: str, x: jax.Array) -> jax.Array:

@@ -181,12 +181,14 @@ class Decoder(nnx.Module):
     memory: Any = None,
     remat: str = 'none',
     real_BT: jax.Array | None = None,
+    lengths_B: jax.Array | None = None,
   ) -> tuple[jax.Array, Any, list[Any]]:
     """(hidden_BTD after the last norm, memory, routing).
 
     attend: see blocks.Call; such as `attend_packed` or generate.greedy's.
       memory is carried through the layers.
     remat: 'none', 'dots' or 'full': what the backward pass computes again.
+    lengths_B: how long each row's text may become, see rope.tables.
     routing: what the routers of each body say, stacked along its layers;
       without those bodies that route nothing.
     """
@@ -194,7 +196,9 @@ class Decoder(nnx.Module):
     embed = mesh.constrain(linear.value_of(self.embed), 'VD')
     x = jnp.take(embed, tokens_BT, axis=0)
     x = mesh.constrain(x * jnp.asarray(config.embed_scale, x.dtype), 'BTD')
-    tables = tuple(rope.tables(r, positions_BT) for r in config.ropes)
+    tables = tuple(
+      rope.tables(r, positions_BT, lengths_B) for r in config.ropes
+    )
     call = blocks.Call(tables, attend, real_BT)
     routing, bodies = [], list(self.blocks)
     for segment in segments(config.layers):

@@ -1,9 +1,11 @@
 """Llama 2, 3, 3.1, 3.2, 3.3 and what shares their shape (SmolLM, SmolLM2)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tuner.models import decoder, layers, rope
 
+READS = ('attention_bias', 'mlp_bias')
 REQUIRED = (
   'num_hidden_layers',
   'hidden_size',
@@ -15,8 +17,17 @@ REQUIRED = (
 )
 
 
-def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
+def one_rope(config: dict[str, Any], size: int) -> tuple[rope.Rope, ...]:
+  return (rope.read(config, size),)
+
+
+def decoder_config(
+  config: dict[str, Any], ropes: Callable = one_rope
+) -> decoder.DecoderConfig:
   """The config.json of a Llama, older and newer spelling of rope alike.
+
+  ropes: (config, channels of a head) -> the model's ropes, where a family that
+    starts from this one has others.
 
   Raises ValueError for a missing key and for what this family does not know.
   """
@@ -38,7 +49,7 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
     H=size,
     F=config['intermediate_size'],
     V=config['vocab_size'],
-    ropes=(rope.read(config, size),),
+    ropes=ropes(config, size),
     layers=(decoder.Layer(),) * config['num_hidden_layers'],
     norm=layers.Norm(config['rms_norm_eps']),
     max_positions=config['max_position_embeddings'],

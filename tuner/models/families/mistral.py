@@ -6,6 +6,7 @@ from typing import Any
 from tuner.models import decoder
 from tuner.models.families import llama
 
+READS = ('sliding_window',)
 # What `transformers` assumes where config.json leaves a key out.
 DEFAULTS = {'num_key_value_heads': 8, 'sliding_window': 4096}
 
