@@ -36,7 +36,8 @@ def targets(rows: Rows, wanted: str | Sequence[str]) -> tuple[str, ...]:
   """
   linears = matrices(rows)
   if wanted == ALL_LINEAR:
-    return tuple(path for path, row in linears.items() if 'E' not in row.dims)
+    routers = set('EU')  # Experts, their router, the gate of a shared one.
+    return tuple(p for p, row in linears.items() if not routers & set(row.dims))
   names = [wanted] if isinstance(wanted, str) else list(wanted)
   key = 'config.adapt.targets'
   return _chosen(linears, names, key, 'matrix of the blocks', wanted)
@@ -103,7 +104,7 @@ def _matches(name: str, path: str, row: weights.Row) -> bool:
     return name in row.dims[len(row.lead) :]
   if name == 'experts':
     return 'E' in row.lead
-  ends = (path, module_of(row))
+  ends = (path, module_of(row).replace('.{E}', ''))
   return any(end == name or end.endswith(f'.{name}') for end in ends)
 
 
