@@ -72,7 +72,7 @@ def main() -> None:
     size = write_checkpoint(path, flags.gb * 1e9, flags.dtype)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f'{size / 1e9:.2f} GB of {flags.dtype}; its writer: {peak:.0f} MB')
-    print(row('way', 'devices', 'threads', 's', 'GB/s', 'devices MB',
+    print(row('way', 'devices', 'threads', 's', 'CPU s', 'GB/s', 'devices MB',
               'beyond MB', 'group MB', 'file MB', 'VmHWM MB'))  # fmt: skip
     for mesh in flags.meshes.split(';'):
       for way in flags.ways.split(','):
@@ -88,9 +88,10 @@ def row(*cells: object) -> str:
 
 def line(way, mesh, found, size) -> str:
   mb = {name: f'{value / 1e6:.0f}' for name, value in found.items()}
+  rate = size / found['seconds'] / 1e9
   return row(
     way, mesh.replace('tensor', 't').replace('fsdp', 'f'), found['threads'],
-    f'{found["seconds"]:.1f}', f'{size / found["seconds"] / 1e9:.2f}',
+    f'{found["seconds"]:.1f}', f'{found["cpu"]:.1f}', f'{rate:.2f}',
     mb['devices'], mb['beyond'], mb['group'], mb['file'], mb['peak'],
   )  # fmt: skip
 
@@ -127,15 +128,17 @@ def measure(path, mesh, way, dtype, threads) -> dict[str, float]:
   jax.block_until_ready(jax.device_put(0, jax.devices()[0]))
   before = memory()
   with Peak() as peak:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     values = read(pathlib.Path(path), model, place, dtype)
     jax.block_until_ready(values)
     seconds = time.perf_counter() - start
+    cpu = time.process_time() - cpu
   rows = weights.rows(model).values()
   held = held_bytes(values.values())
   group = max(math.prod(r.shape(model.config.sizes)) for r in rows)
   return {
     'seconds': seconds,
+    'cpu': cpu,
     'threads': load.THREADS if way == 'tuner' else 1,
     'devices': held,
     'beyond': peak.anon - before['RssAnon'] - held,

@@ -5,6 +5,7 @@ by the declarations alone. Only safetensors and JSON are read: never pickles.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -14,12 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 from tuner import named
-from tuner.models import decoder, families, save, tensors
+from tuner.models import decoder, families, save, tensors, written
 from tuner.models import load as load_lib
 
 load = load_lib.load
 hf_tensors = save.hf_tensors
 weight_files = tensors.files
+Tensors = tensors.Tensors
+written_config = written.written_config
 # Formats of config.json's quantization_config that are read.
 DEQUANTISED: tuple[str, ...] = ()
 AT_REST_S = 2.0  # A file written later may change within its time stamp.
@@ -128,8 +131,7 @@ def _file_hash(file: pathlib.Path, cache_dir: pathlib.Path | None) -> str:
     digest = kept.read_text(encoding='ascii', errors='replace').strip()
     if len(digest) == 64:
       return digest
-  with file.open('rb') as stream:
-    digest = hashlib.file_digest(stream, 'sha256').hexdigest()
+  digest = _digest(file, *_version(file))
   if kept is not None and kept == _kept(file, cache_dir):
     _keep(kept, digest)
   return digest
@@ -139,18 +141,30 @@ def _kept(
   file: pathlib.Path, cache_dir: pathlib.Path | None
 ) -> pathlib.Path | None:
   """Where the hash of a file as it is now is kept; None: nowhere."""
-  status = file.stat()
-  if cache_dir is None or abs(time.time() - status.st_mtime) < AT_REST_S:
+  if cache_dir is None or abs(time.time() - file.stat().st_mtime) < AT_REST_S:
     return None
-  version = [
+  key = hashlib.sha256(json.dumps(_version(file)).encode()).hexdigest()
+  return cache_dir / key
+
+
+def _version(file: pathlib.Path) -> tuple[str | int, ...]:
+  """What changes when a file does."""
+  status = file.stat()
+  return (
     os.path.realpath(file),
     status.st_ino,
     status.st_size,
     status.st_mtime_ns,
     status.st_ctime_ns,
-  ]
-  key = hashlib.sha256(json.dumps(version).encode()).hexdigest()
-  return cache_dir / key
+  )
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(file: pathlib.Path, *version) -> str:
+  """sha256 of a file, once in a process for each version of it."""
+  del version
+  with file.open('rb') as stream:
+    return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def _keep(kept: pathlib.Path, digest: str) -> None:

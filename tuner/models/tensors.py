@@ -72,24 +72,29 @@ class Mapped:
         self.pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
       raise _unreadable(path, str(error)) from error
-    if reason := is_no_model_file(head):
-      raise _unreadable(path, reason)
-    self.tensors = self._tensors(size)
+    try:
+      first, header = self._header(size)
+    except ValueError as error:
+      raise _unreadable(path, is_no_model_file(head) or str(error)) from None
+    self.tensors = self._tensors(header, first, size)
 
-  def _tensors(self, size: int) -> dict[str, Stored]:
+  def _header(self, size: int) -> tuple[int, dict[str, Any]]:
+    """(where the tensors begin, what the header says of each)."""
     length = int.from_bytes(self.pages[:8], 'little')
     if length > min(size - 8, MAX_HEADER_BYTES):
-      raise _unreadable(
-        self.path, f'its header of {length:,} bytes is not in its {size:,}'
-      )
+      raise ValueError(f'its header of {length:,} bytes is not in its {size:,}')
     try:
       header = json.loads(self.pages[8 : 8 + length])
     except ValueError as error:
-      raise _unreadable(self.path, f'its header is not JSON: {error}') from None
+      raise ValueError(f'its header is not JSON: {error}') from None
     if not isinstance(header, dict):
-      raise _unreadable(self.path, 'its header is not a JSON object')
+      raise ValueError('its header is not a JSON object')
     header.pop('__metadata__', None)
-    first, found = 8 + length, {}
+    return 8 + length, header
+
+  def _tensors(self, header, first: int, size: int) -> dict[str, Stored]:
+    """The tensors, which fill the file from `first` to its end."""
+    found = {}
     for name, entry in header.items():
       try:
         found[name] = self._stored(entry, first)
