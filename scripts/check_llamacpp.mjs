@@ -23,7 +23,7 @@ let sequence = null;
 
 async function answer(ids, most) {
   if (sequence === null) {
-    const context = await model.createContext({contextSize: 2048});
+    const context = await model.createContext({contextSize: 2048, threads: 1});
     sequence = context.getSequence();
   }
   await sequence.clearHistory();
