@@ -66,5 +66,7 @@ def _typed(config: Mapping[str, Any], new: Mapping[str, Any], local):
     if own is not None:
       both[kind] = own
   if local and sliding and 'rope_theta' in sliding:
-    keys[local] = sliding['rope_theta']
+    theta = sliding['rope_theta']
+    if keys.setdefault(local, theta) != theta:  # One key, and two to say.
+      del keys[local]
   return keys | ({'rope_parameters': both} if both else {})
