@@ -17,7 +17,16 @@ import jax
 import numpy as np
 
 import tuner.objectives
-from tuner import adapt, batches, dataset, named, optim, sections, train
+from tuner import (
+  adapt,
+  basedir,
+  batches,
+  dataset,
+  named,
+  optim,
+  sections,
+  train,
+)
 from tuner import mesh as mesh_lib
 from tuner.adapters import base as base_lib
 from tuner.data import chat
@@ -47,7 +56,7 @@ class Experiment:
   @property
   def revision(self) -> str | None:
     """The hub's commit of the base, None for a local directory."""
-    return _revision(self.base_dir)
+    return hub.revision_of(self.base_dir)
 
   @property
   def split(self) -> split_lib.Split:
@@ -68,7 +77,7 @@ class Experiment:
       **{key: self.resolved[key] for key in keys},
       'adapt': adapted,
       'batch': batch,
-      'model': {**model, 'weights': hub.weights_hash(self.base_dir)},
+      'model': {**model, 'weights': basedir.weights_hash(self.base_dir)},
       'steps': self.total_steps,
       'clip_norm': self.config.train.clip_norm,
       'data': self.source.fingerprint,
@@ -191,7 +200,7 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   Raises ValueError for what the user can mend.
   """
   config = sections.read(given)
-  base_dir = hub.base_directory(config.model.path, config.model.revision)
+  base_dir = basedir.find(config.model.path, config.model.revision)
   model = hub.declare(base_dir)
   mesh = mesh_lib.make(**dataclasses.asdict(config.mesh))
   declared = weights.rows(model)
@@ -201,7 +210,7 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
     where='config.adapt',
     takes=('rows',),
     sizes=model.config.sizes,
-    base=base_lib.Base(config.model.path, _revision(base_dir), base_dir),
+    base=base_lib.Base(config.model.path, hub.revision_of(base_dir), base_dir),
   )
   adaptation = bound(declared)
   if config.export.formats == ('adapter',) and not adaptation.is_adapter:
@@ -287,11 +296,6 @@ def _epoch_steps(source) -> float:
   """Steps of an epoch, with their fraction; of a stream, nobody knows."""
   rows = source.rows_per_epoch
   return math.nan if rows is None else rows / source.rows
-
-
-def _revision(base_dir: pathlib.Path) -> str | None:
-  is_snapshot = base_dir.parent.name == 'snapshots'
-  return base_dir.name if is_snapshot else None
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -1,6 +1,7 @@
 """A Hugging Face directory in and out, bit for bit, on one and many devices."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -412,6 +413,44 @@ class TestErrors:
       'so.'
     )
 
+  def test_a_resized_vocabulary(self, path):
+    embed = tensors_of(path)['model.embed_tokens.weight']
+    longer = np.concatenate([embed, embed[:64]])
+    self.change(path, **{'model.embed_tokens.weight': longer})
+    assert self.refused(path) == (
+      'DIR: 1 tensors do not fit config.json:\n  model.embed_tokens.weight has '
+      'shape (384, 32); config.json implies (320, 32) = VD; is the vocabulary '
+      'resized? Then config.json must say vocab_size: 384'
+    )
+
+  def test_an_adapter(self, path):
+    (path / 'config.json').unlink()
+    (path / 'adapter_config.json').write_text('{}')
+    assert self.refused(path) == (
+      'DIR is an adapter of `peft`, not a model: config.model.path takes the '
+      'base that it was trained on; then go on from it with config.adapt = '
+      "dict(name='peft', path='DIR')."
+    )
+
+  @pytest.mark.parametrize(
+    'said, name',
+    [
+      (dict(quant_method='gptq', bits=4), "'gptq'"),
+      (dict(quant_method='awq'), "'awq'"),
+      (dict(quant_method='fp8'), "'fp8'"),
+      (dict(quant_method='bitsandbytes'), "'bitsandbytes'"),
+      (dict(load_in_8bit=True), "{'load_in_8bit': True}"),
+      ('int4', "'int4'"),
+    ],
+  )
+  def test_quantised(self, path, said, name):
+    config = {**support.LLAMA, 'quantization_config': said}
+    (path / 'config.json').write_text(json.dumps(config))
+    assert self.refused(path).startswith(
+      f'DIR/config.json: quantization_config: {name}: weights that are already '
+      'quantised are not read'
+    )
+
   def test_only_pickles(self, path):
     (path / 'model.safetensors').rename(path / 'pytorch_model.bin')
     assert self.refused(path) == (
@@ -458,6 +497,92 @@ def test_the_hash_follows_the_bytes(tiny_dir, tmp_path):
   data[-1] ^= 1
   file.write_bytes(data)
   assert hub.weights_hash(tmp_path) != hub.weights_hash(tiny_dir)
+
+
+class TestHash:
+  """What is hashed once is found again, for as long as the file is the same."""
+
+  @pytest.fixture
+  def path(self, tiny_dir, tmp_path):
+    path = tmp_path / 'model'
+    path.mkdir()
+    shutil.copy(tiny_dir / 'model.safetensors', path)
+    os.utime(path / 'model.safetensors', (1e9, 1e9))
+    hub._digest.cache_clear()
+    return path
+
+  @pytest.fixture
+  def hashed(self, monkeypatch):
+    """The files that were read to be hashed."""
+    found, own = [], hub._digest
+
+    def digest(file, *version):
+      found.append(file.name)
+      own.cache_clear()
+      return own(file, *version)
+
+    monkeypatch.setattr(hub, '_digest', digest)
+    return found
+
+  def test_it_is_kept(self, path, hashed, tmp_path):
+    cache_dir = tmp_path / 'cache' / 'weights'
+    expected = hub.weights_hash(path)
+    for times in (2, 2, 2):
+      assert hub.weights_hash(path, cache_dir) == expected
+      assert hashed == ['model.safetensors'] * times
+    assert len(list(cache_dir.iterdir())) == 1
+
+  def test_not_for_another_file(self, path, hashed, tmp_path):
+    first = hub.weights_hash(path, tmp_path / 'cache')
+    file = path / 'model.safetensors'
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, (1e9, 1e9))  # The same size and time; ctime differs.
+    assert hub.weights_hash(path, tmp_path / 'cache') != first
+    assert len(hashed) == 2
+
+  def test_not_of_a_file_in_motion(self, path, tmp_path):
+    os.utime(path / 'model.safetensors')
+    hub.weights_hash(path, tmp_path / 'cache')
+    assert not (tmp_path / 'cache').exists()
+
+  def test_a_damaged_entry_is_not_believed(self, path, tmp_path):
+    expected = hub.weights_hash(path, tmp_path / 'cache')
+    (entry,) = (tmp_path / 'cache').iterdir()
+    entry.write_text('half')
+    assert hub.weights_hash(path, tmp_path / 'cache') == expected
+
+  def test_a_cache_that_cannot_be_written_is_none(self, path, tmp_path):
+    (tmp_path / 'cache').write_text('a file')
+    assert hub.weights_hash(path, tmp_path / 'cache') == hub.weights_hash(path)
+
+
+class TestIdentity:
+  def test_of_a_snapshot(self, tiny_dir, tmp_path):
+    place = tmp_path / 'models--org--name' / 'snapshots' / 'abc123'
+    place.mkdir(parents=True)
+    shutil.copy(tiny_dir / 'model.safetensors', place)
+    found = hub.identity(place, 'org/name')
+    expected = hub.weights_hash(tiny_dir)
+    assert found == dict(path='org/name', revision='abc123', weights=expected)
+    local = hub.identity(tiny_dir, 'there')
+    assert local == dict(path='there', revision=None, weights=expected)
+    hub.check_identity(found, local, 'run')
+
+  def test_another_base_is_told_by_all_its_names(self):
+    then = dict(path='org/name', revision='abc', weights='0' * 64)
+    now = dict(path='/models/other', revision=None, weights='1' * 64)
+    with pytest.raises(ValueError) as error:
+      hub.check_identity(then, now, '/work/run.json')
+    assert str(error.value) == (
+      '/work/run.json: another base.\n'
+      '  it was made from org/name at revision abc, weights sha256 '
+      f'{"0" * 64}\n'
+      '  here is          /models/other at revision None, weights sha256 '
+      f'{"1" * 64}\n'
+      'Set config.model.path and config.model.revision to the former.'
+    )
 
 
 def test_values_are_on_the_first_device_by_default(tiny_dir):

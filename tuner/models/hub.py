@@ -5,6 +5,7 @@ by the declarations alone. Only safetensors and JSON are read: never pickles.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
@@ -175,7 +176,8 @@ def _keep(kept: pathlib.Path, digest: str) -> None:
     scratch.write_text(digest + '\n', encoding='ascii')
     scratch.replace(kept)
   except OSError:
-    scratch.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      scratch.unlink(missing_ok=True)
 
 
 def revision_of(base_dir: pathlib.Path) -> str | None:
