@@ -23,7 +23,13 @@ let sequence = null;
 
 async function answer(ids, most) {
   if (sequence === null) {
-    const context = await model.createContext({contextSize: 2048, threads: 1});
+    const context = await model.createContext({
+      contextSize: 2048,
+      threads: 1, // Several wait for one another by spinning.
+      // By default keys and values are rounded to float16.
+      experimentalKvCacheKeyType: 'F32',
+      experimentalKvCacheValueType: 'F32',
+    });
     sequence = context.getSequence();
   }
   await sequence.clearHistory();

@@ -8,6 +8,7 @@ import json
 import pathlib
 import random
 import re
+import sys
 import tempfile
 
 import ml_dtypes
@@ -228,6 +229,12 @@ PIECES = (
   + ['▁', 'Ġ', '<0x41>', '<|im', '|>', '<', '\x00', '\x7f', '\u2028', '\u3000']
   + ['the', ' the', 'The', ' quick', 'ing', ' Ing', 'hi', "it's", 'aaaaaaaaaa']
 )
+
+
+@pytest.fixture(scope='session')
+def helpers():
+  """This module, for tests that make more than fixtures hold."""
+  return sys.modules[__name__]
 
 
 @pytest.fixture(scope='session')

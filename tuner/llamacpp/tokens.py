@@ -42,8 +42,21 @@ KNOWN = {
 NOT_STRIPPED = ('<unk>', '<s>', '<|endoftext|>')
 
 
+PHI3 = re.compile('phi-?3', re.IGNORECASE)
+
+
 def is_phi3(name: object) -> bool:
-  return any(part in str(name).lower() for part in ('phi-3', 'phi3'))
+  return bool(PHI3.search(str(name)))
+
+
+def fitting_name(name: str, strips: bool) -> str:
+  """A general.name by which llama.cpp strips spaces as Phi-3 does, or not.
+
+  By that name it also takes it that some tokens are there, and else ends.
+  """
+  if strips:
+    return name if is_phi3(name) else f'phi-3 {name}'
+  return PHI3.sub('phi 3', name)
 
 
 @dataclasses.dataclass

@@ -110,8 +110,9 @@ def _spm(tokenizer: Json, tokens, added: Json, notes: list[str]) -> Json:
     )
   types = [_type(i, t, added) for i, t in enumerate(tokens)]
   merges = bpe.merges_of(tokenizer)
-  # Special tokens are never made of others.
-  plain = [t for i, t in enumerate(tokens) if t is not None and i not in added]
+  # These are never made of others.
+  whole = {None, unknown, *spm.BYTES, *(t['content'] for t in added.values())}
+  plain = [token for token in tokens if token not in whole]
   made = set(plain)
   own = [m for m in merges if m.replace(' ', '') in made
          and made.issuperset(m.split(' '))]

@@ -182,8 +182,7 @@ class _Model:
   def write(self, path: pathlib.Path, name: str) -> dict[str, typing.Any]:
     writer = self.gguf.GGUFWriter(path, self.architecture.name)
     try:
-      if self.vocabulary.is_phi3 and not tokens.is_phi3(name):
-        name = f'phi-3 {name}'
+      name = tokens.fitting_name(name, self.vocabulary.is_phi3)
       self._add_metadata(writer, name)
       parts = self._parts()
       for part in parts:
