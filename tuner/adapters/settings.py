@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from tuner import named
-
 CONFIG = 'adapter_config.json'
 # Starts that leave the base's weights alone. Others (PiSSA, OLoRA, LoftQ,
 # CorDA, LoRA-GA) subtract from them, so that the adapter changes another base.
@@ -117,8 +115,7 @@ def read(directory: pathlib.Path) -> Settings:
 def _faults(raw: dict[str, Any]) -> Iterable[str]:
   kind = raw.get('peft_type')
   if kind != 'LORA':
-    hint = named.nearest(str(kind), ['LORA']).removesuffix('?')
-    yield f"peft_type: {kind!r}; 'LORA' alone can go on here{hint}"
+    yield f"peft_type: {kind!r}; 'LORA' alone can go on here"
     return
   for key in ('r', 'lora_alpha'):
     value: Any = raw.get(key)
