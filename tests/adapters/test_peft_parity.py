@@ -1,5 +1,6 @@
 """`peft` reads what is written here, and its own adapters go on here."""
 
+import json
 import warnings
 
 import numpy as np
@@ -196,3 +197,39 @@ def test_theirs_goes_on_here_and_back(bases, tmp_path, name):
     assert stored.keys() == written.keys()
     for key, tensor in stored.items():
       np.testing.assert_array_equal(tensor, written[key], err_msg=key)
+
+
+def legacy_tensors(adaptation, model, tree):
+  """The adapter of experts as `transformers` 4 had them: a Linear each."""
+  found = {}
+  for path in adaptation.targets:
+    row = adaptation.rows[path]
+    for (layer, expert), name in row.names(model.config.sizes).items():
+      start = f'base_model.model.{name.removesuffix(".weight")}'
+      a, b = (np.asarray(tree[f'{path}.{k}'][layer, expert]) for k in 'ab')
+      found[f'{start}.lora_A.weight'] = a
+      found[f'{start}.lora_B.weight'] = np.ascontiguousarray(b.T)
+  return found
+
+
+def test_experts_of_older_transformers(bases, tmp_path):
+  """Named one by one; `peft` makes of them what it reads today."""
+  base = bases('mixtral')
+  made = ours(base, 'lora', dict(targets=['w1', 'w2', 'w3']))
+  model, values, adaptation, tree = made
+  path = tmp_path / 'adapter'
+  config = small.write_adapter(path, base, model, adaptation, tree)
+  del config['target_parameters'], config['rank_pattern']
+  del config['alpha_pattern']
+  config |= {'r': 3, 'lora_alpha': 6, 'target_modules': ['w1', 'w2', 'w3']}
+  (path / 'adapter_config.json').write_text(json.dumps(config))
+  tensors = legacy_tensors(adaptation, model, tree)
+  safetensors.numpy.save_file(tensors, path / 'adapter_model.safetensors')
+  import peft
+
+  theirs = peft.PeftModel.from_pretrained(small.torch_base(base), path)
+  again = small.read_adapter(path, base, model)
+  for key, value in tree.items():
+    np.testing.assert_array_equal(again.given[key], value, err_msg=key)
+  expected = small.logits(model, again.attach(values, again.given))
+  np.testing.assert_allclose(small.torch_logits(theirs), expected, **CLOSE)

@@ -266,12 +266,17 @@ class _Reading:
   def _check_hit(self) -> None:
     """What the config names and is not there, or is there and not named."""
     stored = set(self.factors)
-    for module in self.linears:
+    all_linear = (
+      str(self.said.raw.get('target_modules')).lower() == 'all-linear'
+    )
+    for module, (path, _) in self.linears.items():
       hit = self.said.hits(module) or self.said.hits_parameter(
         f'{module}.weight'
       )
-      is_one_of_experts = '.experts.' in module
-      if hit and module not in stored and not is_one_of_experts:
+      # Experts are parameters since `transformers` 5, a router is no Linear.
+      is_linear = 'E' not in self.rows[path].lead
+      is_linear &= not (all_linear and 'E' in self.rows[path].dims)
+      if hit and is_linear and module not in stored:
         self.faults.append(f'{PREFIX}{module}: named as a target, not there')
       if not hit and module in stored and not self._is_named_otherwise(module):
         self.faults.append(
