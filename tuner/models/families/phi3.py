@@ -12,7 +12,6 @@ READS = ('sliding_window', 'partial_rotary_factor')
 # What `transformers` assumes where config.json leaves a key out.
 DEFAULTS = {'original_max_position_embeddings': 4096, 'sliding_window': None}
 KINDS = ('default', 'longrope')
-OLD_NAMES = ('su', 'yarn')  # What the first files called longrope.
 
 
 class Attention(blocks.Attention):
@@ -43,13 +42,7 @@ class Mlp(blocks.Mlp):
 
 
 def ropes(config: dict[str, Any], size: int) -> tuple[rope.Rope, ...]:
-  """The rope, by its older names too. Raises ValueError for other kinds."""
-  config = dict(config)
-  for key in ('rope_parameters', 'rope_scaling'):
-    own = dict(config.get(key) or {})
-    if own.get('rope_type', own.get('type')) in OLD_NAMES:
-      own |= {'rope_type': 'longrope', 'type': None}
-    config[key] = own
+  """The rope. Raises ValueError for kinds that this family never had."""
   found = rope.read(config, size, partial=True)
   if found.kind not in KINDS:
     raise ValueError(

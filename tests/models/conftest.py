@@ -1,0 +1,6 @@
+"""Tests of models share `parity` and `cases`, which lie beside them."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
