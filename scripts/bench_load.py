@@ -9,10 +9,12 @@ the peak of anonymous memory beyond what the process held before and the devices
 hold after. Mapped pages of the checkpoint (RssFile) are the system's cache of
 the file: they are counted apart, and a system short of memory takes them back.
 `naive` reads each file whole (safetensors.numpy.load_file), stacks the layers
-and puts them on the devices.
+and puts them on the devices. `write` is the way back, from the devices to files
+that are deleted again.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -27,7 +29,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MESHES = {'1': (1, 1, 1), 'fsdp=8': (1, 8, 1), 'fsdp=2,tensor=4': (1, 2, 4)}
-WAYS = ('tuner', 'naive')
+WAYS = ('tuner', 'naive', 'write')
 # Llama 3.2 3B: width, mlp, heads, key heads; half its vocabulary.
 SHAPE = {
   'hidden_size': 3072,
@@ -127,6 +129,11 @@ def measure(path, mesh, way, dtype, threads) -> dict[str, float]:
   read = hub.load if way == 'tuner' else naive
   jax.block_until_ready(jax.device_put(0, jax.devices()[0]))
   before = memory()
+  if way == 'write':
+    values = hub.load(pathlib.Path(path), model, place, dtype)
+    before = memory()
+    before['RssAnon'] -= held_bytes(values.values())
+    read = functools.partial(write, values=values)
   with Peak() as peak:
     start, cpu = time.perf_counter(), time.process_time()
     values = read(pathlib.Path(path), model, place, dtype)
@@ -146,6 +153,16 @@ def measure(path, mesh, way, dtype, threads) -> dict[str, float]:
     'file': peak.file - before['RssFile'],
     'peak': memory()['VmHWM'],
   }
+
+
+def write(path, model, place, dtype, values):
+  """The values, once they are in files again."""
+  from tuner.models import hub
+
+  del place
+  with tempfile.TemporaryDirectory(dir=path) as folder:
+    hub.write(pathlib.Path(folder), model, values.__getitem__, dtype)
+  return values
 
 
 def naive(path, model, place, dtype):

@@ -22,7 +22,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from tuner import mesh as mesh_lib
-from tuner.models import hub, load, save, tensors, weights
+from tuner.models import hub, load, mxfp4, save, tensors, weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -301,10 +301,12 @@ def test_a_value_of_another_shape_is_not_written(tmp_path):
 
 
 def test_virtual_tensors_stand_for_stored_ones(tmp_path):
-  """A tensor that is made on reading; those it is made of are not extra."""
+  """Made on reading, a row at a time; what they are made of is no extra."""
   model = one_matrix()
   values = random_values(model, np.float32)
   hub.write(tmp_path, model, values.__getitem__)
+
+  read = []
 
   class Twice:
     def get_shape(self):
@@ -314,13 +316,14 @@ def test_virtual_tensors_stand_for_stored_ones(tmp_path):
       return 'F32'
 
     def __getitem__(self, index):
-      return 2 * held.slice_of('raw')[index]
+      read.append(index[0])
+      return 2 * held.slice_of('a_raw')[index]
 
   data = safetensors.numpy.load_file(tmp_path / 'model.safetensors')
-  data['raw'] = data.pop('a')
+  data['a_raw'] = data.pop('a')
   safetensors.numpy.save_file(data, tmp_path / 'model.safetensors')
   held = tensors.Tensors(tmp_path)
-  held.replace({'a': Twice()}, ['raw'])
+  held.replace({'a': Twice()}, ['a_raw'])
   rows = weights.rows(model)
   load.check(held, rows, model.config.sizes)
   reader = load.Reader(
@@ -328,7 +331,56 @@ def test_virtual_tensors_stand_for_stored_ones(tmp_path):
   )
   found = reader.read(((2, 8), (0, 24)))
   np.testing.assert_array_equal(found, 2 * values['top.w0'][2:8])
+  assert read == [slice(i, i + 1) for i in range(24)]
+  forgotten = []
+  held.slice_of('a_raw').file.forget = lambda tensor: forgotten.append(tensor)
   held.forget(reader.names.values())
+  assert forgotten == [held.slice_of('a_raw')]
+
+
+GPT_OSS = {
+  'model_type': 'gpt_oss',
+  'num_hidden_layers': 2,
+  'hidden_size': 64,
+  'intermediate_size': 32,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 8,
+  'num_local_experts': 3,
+  'num_experts_per_tok': 2,
+  'vocab_size': 32,
+  'rms_norm_eps': 1e-5,
+  'max_position_embeddings': 64,
+  'rope_theta': 1e4,
+  'quantization_config': {'quant_method': 'mxfp4'},
+}
+
+
+def test_experts_of_four_bits_are_read(tmp_path):
+  """On a mesh, too: the tensors that the blocks stand for."""
+  (tmp_path / 'config.json').write_text(json.dumps(GPT_OSS))
+  model, rng = hub.declare(tmp_path), np.random.default_rng(0)
+  expected = random_values(model, BF16)
+  hub.write(tmp_path, model, expected.__getitem__, 'bfloat16')
+  file = tmp_path / 'model.safetensors'
+  data = safetensors.numpy.load_file(file)
+  for name in [n for n in data if n.endswith(('gate_up_proj', 'down_proj'))]:
+    experts, inputs, outputs = data.pop(name).shape
+    shape = (experts, outputs, inputs // mxfp4.SIZE)
+    blocks = rng.integers(0, 256, (*shape, mxfp4.SIZE // 2), np.uint8)
+    scales = rng.integers(120, 130, shape, np.uint8)
+    data[name + mxfp4.BLOCKS], data[name + mxfp4.SCALES] = blocks, scales
+    found = mxfp4.dequantise(blocks, scales).swapaxes(1, 2)
+    if 'gate_up' in name:  # [E, D, (I C)] is EDCI
+      found = found.reshape(experts, inputs, -1, 2).swapaxes(2, 3)
+    for path, row in weights.rows(model).items():
+      for index, own in row.names(model.config.sizes).items():
+        if own == name:
+          expected[path][index] = found
+  safetensors.numpy.save_file(data, file)
+  assert_same(hub.load(tmp_path, model, dtype='bfloat16'), expected)
+  place = sharding_on(MESHES['both'], model)
+  assert_same(hub.load(tmp_path, model, place, 'bfloat16'), expected)
 
 
 class TestHeaders:

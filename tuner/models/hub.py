@@ -25,7 +25,7 @@ weight_files = tensors.files
 Tensors = tensors.Tensors
 written_config = written.written_config
 # Formats of config.json's quantization_config that are read.
-DEQUANTISED: tuple[str, ...] = ()
+DEQUANTISED = ('mxfp4',)
 AT_REST_S = 2.0  # A file written later may change within its time stamp.
 
 
@@ -97,11 +97,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 def _check_quantised(file: pathlib.Path, found: Any) -> None:
   method = found.get('quant_method') if isinstance(found, dict) else found
   if method not in DEQUANTISED:
-    known = ' and '.join(DEQUANTISED)
-    read = f', {known} apart' if known else ''
     raise ValueError(
       f'{file}: quantization_config: {method or found!r}: weights that are '
-      f'already quantised are not read{read}; give the unquantised model.'
+      f'already quantised are not read, {", ".join(DEQUANTISED)} apart; give '
+      'the unquantised model.'
     )
 
 

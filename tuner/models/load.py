@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.models import decoder, weights
+from tuner.models import decoder, mxfp4, weights
 from tuner.models import tensors as tensors_lib
 
 AHEAD_BYTES = 2**29
@@ -43,6 +43,7 @@ def load(
   """
   rows, sizes = weights.rows(model), model.config.sizes
   tensors = tensors_lib.Tensors(path)
+  mxfp4.present(tensors)
   check(tensors, rows, sizes)
   if model.config.tied:
     check_tied(tensors)
@@ -136,6 +137,18 @@ class Reader:
 
   def _one(self, out: np.ndarray, name: str, spans) -> None:
     """One Hugging Face tensor's part, put into `out`, which has our axes."""
+    if name not in self.tensors.virtual:
+      return self._piece(out, name, spans)
+    row = self.row  # It is made on reading: so little by little.
+    first = row.groups[0][0]
+    axis = row.dims[len(row.stacked) :].index(first)
+    turned = np.moveaxis(out, axis, 0)
+    for i, at in enumerate(range(*spans[first])):
+      piece = np.moveaxis(turned[i : i + 1], 0, axis)
+      self._piece(piece, name, spans | {first: (at, at + 1)})
+    return None
+
+  def _piece(self, out: np.ndarray, name: str, spans) -> None:
     row, sizes = self.row, self.sizes
     reads, inner, split = [], [], []
     for group in row.groups:

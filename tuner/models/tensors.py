@@ -180,6 +180,8 @@ class Tensors:
     self._files: dict[pathlib.Path, Mapped] = {}
     self.file_of = _file_of(path)
     self.virtual: dict[str, Any] = {}
+    self.made_of: dict[str, list[str]] = {}
+    self._hidden: dict[str, pathlib.Path] = {}
 
   def __contains__(self, name: str) -> bool:
     return name in self.virtual or name in self.file_of
@@ -190,12 +192,14 @@ class Tensors:
   def replace(self, virtual: dict[str, Any], stored: Iterable[str]) -> None:
     """Puts `virtual` in the place of the stored tensors that they are made of.
 
-    Those can still be read by their names (`slice_of`).
+    Those can still be read by their names (`slice_of`), which begin with the
+    name of what they make.
     """
-    gone = set(stored)
-    self._hidden = {n: f for n, f in self.file_of.items() if n in gone}
-    self.file_of = {n: f for n, f in self.file_of.items() if n not in gone}
+    for name in set(stored):
+      self._hidden[name] = self.file_of.pop(name)
     self.virtual.update(virtual)
+    for name in virtual:
+      self.made_of[name] = [n for n in self._hidden if n.startswith(name)]
 
   def slice_of(self, name: str) -> Any:
     """A lazily read tensor: get_shape(), get_dtype(), [slices]."""
@@ -204,8 +208,8 @@ class Tensors:
   def forget(self, names: Iterable[str]) -> None:
     """Lets go of the pages that reading these has mapped."""
     for name in names:
-      if name not in self.virtual:
-        tensor = self._stored(name)
+      for stored in self.made_of.get(name, [name]):
+        tensor = self._stored(stored)
         tensor.file.forget(tensor)
 
   def _stored(self, name: str) -> Stored:
@@ -215,8 +219,6 @@ class Tensors:
     if name not in self._files[file].tensors:
       raise ValueError(f'{file}: {name} is not in it, and the index says so.')
     return self._files[file].tensors[name]
-
-  _hidden: dict[str, pathlib.Path] = {}
 
 
 def files(path: pathlib.Path) -> list[pathlib.Path]:
