@@ -28,6 +28,7 @@ from tuner.generate import greedy
 from tuner.models import families, hub, moe, policy, weights
 from tuner.objectives import sft
 
+pytestmark = pytest.mark.usefixtures('quick_compiles')
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'moe.npz'
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)
 T, KEPT, E = 24, 2, 8
@@ -136,6 +137,8 @@ CASES = {
     DEEPSEEK, q_lora_rank=None, rope_interleave=False, n_group=1, topk_group=1
   ),
   'deepseek_v3_yarn': dict(DEEPSEEK, rope_scaling=YARN),
+  # Biases, fused matrices and one body of layers, which compiles sooner.
+  'mesh': dict(GPT_OSS, layer_types=['full_attention'] * 2),
 }
 
 
@@ -228,6 +231,12 @@ def test_a_window_longer_than_the_text_changes_nothing():
   np.testing.assert_array_equal(long, none)
 
 
+@functools.partial(jax.jit, static_argnums=2, compiler_options=support.QUICK)
+def sft_of(model, batch, balance):
+  tuned = policy.Policy(model, chunk=16)
+  return sft.sft(tuned, None, batch, balance=balance)
+
+
 def loss_and_gradients(model, values, batch, balance):
   @jax.value_and_grad
   def loss(values):
@@ -314,7 +323,7 @@ def same_files(one, other):
     np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
-@pytest.mark.parametrize('name', [*FAMILIES, 'deepseek_v3_yarn'])
+@pytest.mark.parametrize('name', ['qwen2_moe', 'gpt_oss', 'deepseek_v3_yarn'])
 def test_cached_decoding_equals_the_full_forward(name):
   """Each generated token is the full forward's most likely next one."""
   model, values = load_case(name)
@@ -328,24 +337,18 @@ def test_cached_decoding_equals_the_full_forward(name):
     assert answer == best[0, len(prompt) - 1 : len(prompt) + 5].tolist()
 
 
-def routed(name, rows, width, **changes):
-  """(logprobs of the trained tokens, how they were routed) of packed rows."""
-  model, values = load_case(name)
-  batch = support.pack(rows, width)
-  tuned = policy.Policy(weights.fill(model, {**values, **changes}))
-  run = jax.jit(policy.Policy.routed_logprobs, compiler_options=support.QUICK)
-  del run
-  return jax.jit(
-    lambda model: policy.Policy(model).routed_logprobs(batch),
-    compiler_options=support.QUICK,
-  )(tuned.model)
+@functools.partial(jax.jit, compiler_options=support.QUICK)
+def routed(model, batch):
+  """How a batch is routed."""
+  return policy.Policy(model).routed_logprobs(batch)[1]
 
 
 @pytest.mark.parametrize('name', ['qwen2_moe_steps', 'deepseek_v3'])
 def test_balance_does_not_see_padding_and_packing(name):
+  filled = weights.fill(*load_case(name))
   first, second = (TOKENS[0, :9], 2), (TOKENS[1, :15], 2)
-  _, alone = routed(name, [[first], [second]], 15)
-  _, packed = routed(name, [[first, second]], 32)
+  alone = routed(filled, support.pack([[first], [second]], 15))
+  packed = routed(filled, support.pack([[first, second]], 32))
   for key, value in alone.items():
     np.testing.assert_allclose(value, packed[key], 1e-5, err_msg=key)
   assert 1 / E < alone['busiest'] < 1
@@ -353,8 +356,10 @@ def test_balance_does_not_see_padding_and_packing(name):
 
 
 def test_an_indifferent_router_has_a_balance_of_k():
-  router = {'blocks.0.mlp.router': np.zeros((2, 16, E), np.float32)}
-  _, even = routed('qwen3_moe', [[(TOKENS[0], 2)]], T, **router)
+  model, values = load_case('qwen3_moe')
+  values['blocks.0.mlp.router'] = np.zeros((2, 16, E), np.float32)
+  batch = support.pack([[(TOKENS[0], 2)]], T)
+  even = routed(weights.fill(model, values), batch)
   np.testing.assert_allclose(even['balance'], 3, 1e-6)
 
 
@@ -369,10 +374,10 @@ def test_balance_of_a_dense_model_is_refused(tiny_dir):
 def test_balance_is_a_mean_over_micro_batches():
   """loss_sum / weight gains balance * the loss of Switch Transformers."""
   model, values = load_case('mixtral')
-  tuned = policy.Policy(weights.fill(model, values))
+  filled = weights.fill(model, values)
   batch = support.pack([[(row, 9)] for row in TOKENS], T)
-  plain, weight, _ = sft.sft(tuned, None, batch)
-  loss_sum, again, metrics = sft.sft(tuned, None, batch, balance=0.1)
+  plain, weight, _ = sft_of(filled, batch, 0.0)
+  loss_sum, again, metrics = sft_of(filled, batch, 0.1)
   assert weight == again
   expected = plain + 0.1 * metrics['balance']
   np.testing.assert_allclose(loss_sum, expected, 1e-6)
@@ -382,7 +387,6 @@ def test_balance_is_a_mean_over_micro_batches():
 def test_all_tokens_may_choose_the_same_experts():
   """Nothing is dropped, and the others have no token: a plain mixture."""
   model, values = load_case('mixtral')
-  values = dict(values)
   values['blocks.0.mlp.router'] = np.zeros((2, 16, E), np.float32)
   logits = support.logits(weights.fill(model, values), TOKENS)
   halves = dict(values)  # The first two by halves are any two by halves.
@@ -423,33 +427,34 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize('name', ['qwen2_moe', 'gpt_oss'])
-def test_eight_devices_equal_one(name):
-  """Loss, gradients and balance, and each weight where its letters say."""
-  model, values = load_case(name)
-  rows = [[(row, 3)] for row in np.tile(TOKENS, (4, 1))]
-  for i, row in enumerate(rows):
-    row[0][0][i:] = np.roll(row[0][0][i:], i)
+@functools.cache
+def on_one_device():
+  """(model, weights, batch, loss, gradients), each row another text."""
+  model, values = load_case('mesh')
+  rows = [[(np.roll(TOKENS[i % 2], i), 3)] for i in range(8)]
   batch = support.pack(rows, T)
-  expected, grads = loss_and_gradients(model, values, batch, 0.5)
-  for sizes in MESHES.values():
-    mesh = mesh_lib.make(**sizes, devices=8)
-    placed = {
-      row.path: jax.device_put(
-        values[row.path],
-        mesh_lib.sharding(mesh, row.dims, row.shape(model.config.sizes)),
-      )
-      for row in weights.rows(model).values()
-    }
-    by_rows = jax.sharding.NamedSharding(mesh, mesh_lib.spec('BT'))
-    there = jax.device_put(batch, by_rows)
-    with jax.set_mesh(mesh):
-      loss, found = loss_and_gradients(model, placed, there, 0.5)
-    np.testing.assert_allclose(loss, expected, 1e-6)
-    for path, grad in found.items():
-      np.testing.assert_allclose(
-        grad, grads[path], rtol=1e-4, atol=1e-6, err_msg=f'{sizes} {path}'
-      )
+  return model, values, batch, *loss_and_gradients(model, values, batch, 0.5)
+
+
+@pytest.mark.parametrize('name', MESHES)
+def test_eight_devices_equal_one(name):
+  """Loss with balance and gradients, each weight divided by its letters."""
+  model, values, batch, expected, grads = on_one_device()
+  mesh = mesh_lib.make(**MESHES[name], devices=8)
+  placed = {}
+  for path, row in weights.rows(model).items():
+    shape = row.shape(model.config.sizes)
+    there = mesh_lib.sharding(mesh, row.dims, shape)
+    placed[path] = jax.device_put(values[path], there)
+  by_rows = jax.sharding.NamedSharding(mesh, mesh_lib.spec('BT'))
+  with jax.set_mesh(mesh):
+    batch = jax.device_put(batch, by_rows)
+    loss, found = loss_and_gradients(model, placed, batch, 0.5)
+  np.testing.assert_allclose(loss, expected, 1e-6)
+  for path, grad in found.items():
+    np.testing.assert_allclose(
+      grad, grads[path], rtol=1e-4, atol=1e-6, err_msg=path
+    )
 
 
 @pytest.mark.parametrize(
