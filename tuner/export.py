@@ -224,6 +224,8 @@ def write(
   Directories take their places when all are written and right. Raises
   RuntimeError for those that are not right; they are kept as NAME.rejected.
   """
+  if not names:
+    return
   step, digest = trained.record['step'], trained.record['sha256']
   out = rundir.make_folder(out)
   print(f'\nstep {step} (checkpoint {digest[:12]}) exported to {out}')
@@ -267,31 +269,13 @@ def check(
   start_s = time.perf_counter()
   libraries, notes = outside.readers(places, trained)
   wanted = verify.reference(trained)
-  found = [_own(name, path, trained, wanted) for name, path in places.items()]
+  found = [
+    reread.check(name, path, trained, wanted) for name, path in places.items()
+  ]
   found += outside.check(places, libraries, trained, wanted)
   found.sort(key=lambda one: list(places).index(one.format))
   seconds = time.perf_counter() - start_s
   print(table.text(trained, wanted, found, notes, seconds), flush=True)
-  return found
-
-
-def _own(name, path, trained, wanted) -> verify.Check:
-  """What our own code finds in one directory."""
-  dtype = {
-    'adapter': 'float32',
-    'gguf': trained.config.export.gguf_dtype,
-  }.get(name, trained.dtype)
-  found = verify.Check(name, 'tuner', dtype)
-  reread.files(path, trained, found)
-  try:
-    values = reread.READERS[name](path, trained, found)
-  except Exception as error:  # Of a damaged file, libraries raise anything.
-    reason = (str(error).splitlines() or [''])[0]
-    found.faults.append(f'cannot be read: {type(error).__name__}: {reason}')
-    return found
-  runner = trained.filled(values)
-  logits = verify.predictions(runner, wanted.sequences, wanted.starts)
-  verify.compare(found, wanted, logits, trained.config.model.dtype)
   return found
 
 

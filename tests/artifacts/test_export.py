@@ -1,14 +1,18 @@
-"""What is exported loads in peft and transformers and says the same."""
+"""What is exported holds what was trained, and all that serving it needs."""
 
 import json
+import re
 
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 import support
 
 from tuner import adapt
-from tuner.artifacts import export
+from tuner.artifacts import card, export, prompts
+from tuner.data import template as template_lib
 from tuner.models import hub, weights
 
 TOKENS = np.random.default_rng(0).integers(0, 320, (2, 16))
@@ -17,30 +21,8 @@ LAYOUTS = {
   'rslora': dict(scaling='rslora', rank=5, alpha=4.0),
   'names': dict(targets=['o_proj', 'q', 'blocks.0.mlp.down']),
   'letters': dict(targets='K'),
+  'dora': dict(name='dora'),
 }
-
-
-@pytest.fixture(scope='module')
-def tiny(tiny_dir):
-  return support.load_model(tiny_dir)
-
-
-def tuned(model, seed=0, **kwargs):
-  """(adaptation, random factors)."""
-  rows = weights.rows(model)
-  adaptation = adapt.lora(rows, **{'rank': 3, 'alpha': 6.0, **kwargs})
-  sizes = model.config.sizes
-  rng = np.random.default_rng(seed)
-  return adaptation, {
-    path: 0.05 * rng.standard_normal(shape, np.float32)
-    for path, shape in adaptation.shapes(sizes).items()
-  }
-
-
-def write(path, tiny_dir, model, adaptation, trainable, **kwargs):
-  export.write_adapter(
-    path, tiny_dir, model, adaptation, trainable, str(tiny_dir), **kwargs
-  )
 
 
 def logits(model, values):
@@ -69,88 +51,32 @@ def theirs(path, adapter=None):
 
 @pytest.mark.parity
 @pytest.mark.parametrize('name', LAYOUTS)
-def test_peft_loads_the_adapter(tiny_dir, tiny, tmp_path, name):
-  """The logits of base + adapter by peft are ours, attached."""
-  model, values = tiny
-  adaptation, trainable = tuned(model, **LAYOUTS[name])
-  write(tmp_path / 'adapter', tiny_dir, model, adaptation, trainable)
-  found = theirs(tiny_dir, tmp_path / 'adapter')
-  expected = logits(model, adaptation.attach(values, trainable))
-  assert_close(found, expected)
-  assert np.abs(expected - logits(model, values)).max() > 0.1
-
-
-@pytest.mark.parity
-def test_transformers_loads_the_merged_model(tiny_dir, tiny, tmp_path):
-  model, values = tiny
-  adaptation, trainable = tuned(model)
-  attached = adaptation.attach(values, trainable)
-  export.write_model(tmp_path / 'model', tiny_dir, model, attached)
-  expected = logits(model, attached)
+def test_adapter_and_merged_model_say_the_same_elsewhere(made, tmp_path, name):
+  """base + adapter by peft, merged by transformers: our logits, attached."""
+  state = made.make(adaptation={'rank': 3, 'alpha': 6.0, **LAYOUTS[name]})
+  for kind in ('adapter', 'model'):
+    (tmp_path / kind).mkdir()
+    export.FORMATS[kind](tmp_path / kind, state, {})
+  expected = logits(state.model, state.attached)
+  assert_close(theirs(state.base_dir, tmp_path / 'adapter'), expected)
   assert_close(theirs(tmp_path / 'model'), expected)
-  again, merged = support.load_model(tmp_path / 'model')
-  assert_close(logits(again, merged), expected)
-
-
-@pytest.mark.parametrize('name', LAYOUTS)
-def test_scale_by_pefts_formula(tiny, name):
-  """lora_alpha / r, or lora_alpha / sqrt(r) where use_rslora says so."""
-  adaptation, _ = tuned(tiny[0], **LAYOUTS[name])
-  config = export.adapter_config(adaptation, 'base', None)
-  rank = config['r'] ** 0.5 if config['use_rslora'] else config['r']
-  assert config['lora_alpha'] / rank == pytest.approx(adaptation.scale)
-
-
-def test_adapter_tensors_are_those_of_the_formula(tiny):
-  """lora_B @ lora_A x scale is what merging adds to each HF matrix."""
-  model, values = tiny
-  adaptation, trainable = tuned(model)
-  attached = adaptation.attach(values, trainable)
-  tensors = export.adapter_tensors(model, adaptation, trainable)
-  rows, sizes = adaptation.rows, model.config.sizes
-  seen = 0
-  for path in adaptation.targets:
-    delta = np.asarray(adapt.merge(rows, attached, path)) - values[path]
-    named = hub.hf_tensors(rows[path], np.asarray(delta), sizes)
-    for name, matrix in named.items():
-      module = f'base_model.model.{name.removesuffix(".weight")}'
-      a = tensors[f'{module}.lora_A.weight']
-      b = tensors[f'{module}.lora_B.weight']
-      assert a.shape == (3, matrix.shape[1]) and b.shape == (matrix.shape[0], 3)
-      np.testing.assert_allclose(adaptation.scale * b @ a, matrix, atol=1e-6)
-      seen += 2
-  assert seen == len(tensors)
-
-
-def test_adapter_config(tiny_dir, tiny, tmp_path):
-  model, _ = tiny
-  adaptation, trainable = tuned(model, targets=['q', 'down'], dropout=0.1)
-  write(
-    tmp_path / 'a', tiny_dir, model, adaptation, trainable, revision='abc123'
-  )
-  config = json.loads((tmp_path / 'a' / 'adapter_config.json').read_text())
-  expected = {
-    'base_model_name_or_path': str(tiny_dir),
-    'revision': 'abc123',
-    'target_modules': ['down_proj', 'q_proj'],
-    'r': 3,
-    'lora_dropout': 0.1,
-    'bias': 'none',
-    'peft_type': 'LORA',
-    'task_type': 'CAUSAL_LM',
-  }
-  assert {key: config[key] for key in expected} == expected
+  base = logits(state.model, state.frozen)
+  assert np.abs(expected - base).max() > 0.1
 
 
 @pytest.mark.parametrize('tied', [True, False])
-def test_merging_an_untrained_lora_changes_no_bit(tmp_path, tied):
+def test_merging_an_untrained_lora_changes_no_bit(made, tmp_path, tied):
   base = tmp_path / 'base'
   base.mkdir()
   support.write_model(base, tie_word_embeddings=tied)
-  model, values = support.load_model(base)
-  adaptation = adapt.lora(weights.rows(model), rank=4)
-  attached = adaptation.attach(values, support.fresh_factors(model, adaptation))
-  export.write_model(tmp_path / 'model', base, model, attached)
+  state = made.make(base)
+  zeros = {
+    path: jnp.zeros_like(x) if path.endswith('.b') else x
+    for path, x in state.trainable.items()
+  }
+  state.trainable.update(zeros)
+  (tmp_path / 'model').mkdir()
+  export.model(tmp_path / 'model', state, {})
   found, expected = (
     safetensors.numpy.load_file(path / 'model.safetensors')
     for path in (tmp_path / 'model', base)
@@ -161,99 +87,219 @@ def test_merging_an_untrained_lora_changes_no_bit(tmp_path, tied):
     assert found[name].tobytes() == x.tobytes(), name
 
 
-COMPANIONS = (
+COMPANIONS = {
   'tokenizer.json',
   'tokenizer_config.json',
   'chat_template.jinja',
   'generation_config.json',
-)
-
-
-def test_companions_lie_beside_both(tiny_dir, tiny, tmp_path):
-  """Tokenizer, template and generation config, byte for byte; no weights."""
-  model, values = tiny
-  adaptation, trainable = tuned(model)
-  write(tmp_path / 'adapter', tiny_dir, model, adaptation, trainable)
-  export.write_model(tmp_path / 'model', tiny_dir, model, values)
-  for name in COMPANIONS:
-    expected = (tiny_dir / name).read_bytes()
-    assert (tmp_path / 'adapter' / name).read_bytes() == expected
-    assert (tmp_path / 'model' / name).read_bytes() == expected
-  files = {file.name for file in (tmp_path / 'adapter').iterdir()}
-  assert files == {
-    *COMPANIONS,
+}
+OURS = {'README.md', 'prompts.jsonl'}
+OWN = {
+  'adapter': {
     'adapter_config.json',
     'adapter_model.safetensors',
-  }
-  files = {file.name for file in (tmp_path / 'model').iterdir()}
-  assert files == {*COMPANIONS, 'config.json', 'model.safetensors'}
+    'tuner.json',
+  },
+  'model': {'config.json', 'model.safetensors'},
+  'orbax': {'config.json', 'weights.json', 'weights'},
+}
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_config_keeps_both_spellings_of_rope(tiny_dir, tiny, tmp_path, dtype):
-  """All of the base's config.json, and the dtype written."""
-  model, values = tiny
-  export.write_model(tmp_path / 'model', tiny_dir, model, values, dtype)
-  config = json.loads((tmp_path / 'model' / 'config.json').read_text())
-  assert config == {**support.LLAMA, 'dtype': dtype}
+@pytest.mark.parametrize('name', OWN)
+def test_what_serving_needs_lies_beside(made, tmp_path, name):
+  """Tokenizer, template and generation config byte for byte; nothing else."""
+  state = made.state
+  export.FORMATS[name](tmp_path, state, {})
+  for file in COMPANIONS:
+    expected = (state.base_dir / file).read_bytes()
+    assert (tmp_path / file).read_bytes() == expected
+  files = {file.name for file in tmp_path.iterdir()}
+  assert files == COMPANIONS | OURS | OWN[name]
+  for file in files - {'weights'}:
+    assert (tmp_path / file).stat().st_mode & 0o444 == 0o444, file
+
+
+def test_gguf_directory(made, tmp_path):
+  pytest.importorskip('gguf')
+  export.gguf(tmp_path, made.state, {})
+  files = {file.name for file in tmp_path.iterdir()}
+  assert files == {*OURS, 'model-f16.gguf', 'Modelfile'}
+  assert 'FROM ./model-f16.gguf' in (tmp_path / 'Modelfile').read_text()
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_the_template_that_was_trained_with_travels(made, tmp_path, name):
+  state = made.make(template='chatml')
+  own = state.tokenizer.chat_template
+  assert own != template_lib.load_tokenizer(state.base_dir).chat_template
+  export.FORMATS[name](tmp_path, state, {})
+  found = template_lib.load_tokenizer(tmp_path)
+  assert found.chat_template == own
+  config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+  assert config['chat_template'] == own
+
+
+def test_generation_ends_where_it_was_trained_to(made, tmp_path):
+  """Of a base whose own file names no end, that of its config is written."""
+  base = tmp_path / 'base'
+  base.mkdir()
+  support.write_model(base, eos_token_id=[0, 2])
+  (base / 'generation_config.json').write_text('{"top_k": 5}')
+  state = made.make(base)
+  export.model(tmp_path, state, {})
+  found = json.loads((tmp_path / 'generation_config.json').read_text())
+  assert found == {'top_k': 5, 'eos_token_id': [0, 2]}
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_config_names_the_dtype_written(made, tmp_path, dtype):
+  export.model(tmp_path, made.make(export=dict(dtype=dtype)), {})
+  config = json.loads((tmp_path / 'config.json').read_text())
+  assert config['dtype'] == config['torch_dtype'] == dtype
   assert config['rope_theta'] == config['rope_parameters']['rope_theta']
-  held = safetensors.numpy.load_file(tmp_path / 'model' / 'model.safetensors')
-  assert {str(x.dtype) for x in held.values()} == {dtype}
-
-
-@pytest.mark.parametrize('what', ['adapter', 'model'])
-def test_an_interrupted_export_leaves_what_was(
-  tiny_dir, tiny, tmp_path, monkeypatch, what
-):
-  """An exception in the middle: no file of the new one, all of the old one."""
-  model, values = tiny
-  adaptation, trainable = tuned(model)
-
-  def write_it(values, trainable):
-    if what == 'model':
-      export.write_model(tmp_path / what, tiny_dir, model, values)
-    else:
-      write(tmp_path / what, tiny_dir, model, adaptation, trainable)
-
-  last = {
-    'adapter': (export, '_write_companions'),
-    'model': (hub, '_name_shards'),
+  held = hub.Tensors(tmp_path)
+  names = {held.slice_of(name).get_dtype() for name in held.names()}
+  assert names == {
+    {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}[dtype]
   }
 
-  def full_disk(*_):
-    assert list(tmp_path.glob('.*/*.safetensors')), 'nothing was written yet'
-    raise OSError('no space left on device')
 
-  with monkeypatch.context() as patch:
-    patch.setattr(*last[what], full_disk)
-    with pytest.raises(OSError, match='no space left'):
-      write_it(values, trainable)
-  assert list(tmp_path.iterdir()) == []
-
-  write_it(values, trainable)
-  old = contents(tmp_path / what)
-  changed = {name: x + 1 for name, x in values.items()}
-  other = {name: x + 1 for name, x in trainable.items()}
-  with monkeypatch.context() as patch:
-    patch.setattr(*last[what], full_disk)
-    with pytest.raises(OSError, match='no space left'):
-      write_it(changed, other)
-  assert contents(tmp_path / what) == old
-  assert [p.name for p in tmp_path.iterdir()] == [what]
-
-  write_it(changed, other)
-  assert contents(tmp_path / what) != old
-  assert [p.name for p in tmp_path.iterdir()] == [what]
+def test_shards(made, tmp_path):
+  export.model(tmp_path, made.make(export=dict(max_shard_bytes=50_000)), {})
+  files = sorted(tmp_path.glob('*.safetensors'))
+  assert len(files) > 1
+  assert all(file.stat().st_size < 60_000 for file in files)
 
 
-def contents(path):
-  return {file.name: file.read_bytes() for file in path.iterdir()}
+def test_orbax_is_read_without_this_program(made, tmp_path):
+  """A flat dict by path; weights.json makes Hugging Face tensors of it."""
+  state = made.state
+  export.orbax(tmp_path, state, {})
+  found = ocp.PyTreeCheckpointer().restore(tmp_path / 'weights')
+  said = json.loads((tmp_path / 'weights.json').read_text())
+  assert found.keys() == said.keys() == state.rows.keys()
+  sizes, held = state.model.config.sizes, {}
+  for path, one in said.items():
+    assert list(found[path].shape) == one['shape']
+    assert len(one['dims']) == len(one['shape'])
+    for index, name in one['hf_names']:
+      held[name] = found[path][tuple(index)]
+  for path, row in state.rows.items():
+    merged = adapt.merge(state.rows, state.attached, path)
+    np.testing.assert_array_equal(found[path], merged)
+    names = [name for name, _ in hub.hf_tensors(row, found[path], sizes)]
+    assert set(names) <= held.keys()
 
 
-def test_what_a_killed_export_left_is_swept(tiny_dir, tiny, tmp_path):
-  model, values = tiny
-  (tmp_path / '.model.tmp').mkdir()
-  (tmp_path / '.model.tmp' / 'half.safetensors').write_bytes(b'x')
-  export.write_model(tmp_path / 'model', tiny_dir, model, values)
-  assert [p.name for p in tmp_path.iterdir()] == ['model']
-  assert not (tmp_path / 'model' / 'half.safetensors').exists()
+def test_full_fine_tuning_is_a_model(made, tmp_path):
+  state = made.make(adaptation={'name': 'full'})
+  export.model(tmp_path, state, {})
+  _, values = support.load_model(tmp_path)
+  for path, x in state.trainable.items():
+    np.testing.assert_array_equal(values[path], x)
+
+
+@pytest.mark.parametrize('name', ['adapter', 'model', 'gguf'])
+def test_twice_is_the_same_bytes(made, tmp_path, name):
+  if name == 'gguf':
+    pytest.importorskip('gguf')
+  found = []
+  for i in range(2):
+    place = tmp_path / str(i)
+    place.mkdir()
+    export.FORMATS[name](place, made.state, {})
+    found.append({f.name: f.read_bytes() for f in place.iterdir()})
+  assert found[0] == found[1]
+
+
+@pytest.mark.parametrize('name', ['adapter', 'model', 'gguf', 'orbax'])
+def test_no_place_of_this_machine(made, tmp_path, name):
+  """But base_model_name_or_path, where `peft` looks for a local base."""
+  if name == 'gguf':
+    pytest.importorskip('gguf')
+  export.FORMATS[name](tmp_path, made.state, {})
+  for file in tmp_path.rglob('*'):
+    if file.is_file() and file.name != 'adapter_config.json':
+      content = file.read_bytes()
+      for place in (made.state.base_dir, made.workdir, tmp_path):
+        assert str(place).encode() not in content, file
+
+
+def test_needed_bytes_are_enough(made, tmp_path):
+  for name in OWN:
+    (tmp_path / name).mkdir()
+    export.FORMATS[name](tmp_path / name, made.state, {})
+    used = sum(
+      f.stat().st_size for f in (tmp_path / name).rglob('*') if f.is_file()
+    )
+    needed = export.needed_bytes(name, made.state, {})
+    assert used <= needed <= used + 2 * export.OTHER_BYTES
+
+
+def test_prompts_are_what_the_tokenizer_makes(made, tmp_path):
+  export.adapter(tmp_path, made.state, {})
+  found = prompts.read(tmp_path / 'prompts.jsonl')
+  assert len(found) == prompts.SHOWN
+  tokenizer = template_lib.load_tokenizer(tmp_path)
+  for prompt in found:
+    text = tokenizer.apply_chat_template(
+      list(prompt.messages), tokenize=False, add_generation_prompt=True
+    )
+    assert text == prompt.text
+    assert tuple(tokenizer(text)['input_ids']) == prompt.ids
+
+
+def front_matter(text):
+  return re.match(r'---\n(.*?)\n---\n', text, re.DOTALL)[1].splitlines()
+
+
+def test_a_licence_is_the_bases_own_word(made, tmp_path):
+  base = tmp_path / 'base'
+  base.mkdir()
+  support.write_model(base)
+  state = made.make(base)
+  assert not any(
+    'license' in x for x in front_matter(card.text(state, 'model'))
+  )
+  (base / 'README.md').write_text(
+    '---\nlicense: apache-2.0\ntags:\n- x\nlicense_link: "a\\nb: [c"\n---\nhi'
+  )
+  lines = front_matter(card.text(state, 'model'))
+  assert lines[0] == 'license: "apache-2.0"'
+  assert not any('license_link' in line for line in lines)
+
+
+HOSTILE = '| a <b>`x`</b> [l](http://e) ![i](u) \x1b[31m\u202e\n# h'
+
+
+def test_names_in_a_card_are_inert(made, tmp_path):
+  """Text of data and models makes no markup, no row and no heading."""
+  folder = tmp_path / 'eval'
+  folder.mkdir()
+  score = {'value': 0.5, 'low': 0.25, 'high': 0.75, 'n': 4}
+  record = {'metrics': {HOSTILE: score}}
+  (folder / 'test.tuned.json').write_text(json.dumps(record))
+  (tmp_path / 'config.json').write_text(json.dumps({'adapt': '```\n# h'}))
+  state = made.state
+  object.__setattr__(state, 'workdir', tmp_path)
+  try:
+    text = card.text(state, 'model')
+  finally:
+    object.__setattr__(state, 'workdir', made.workdir)
+  row = next(line for line in text.splitlines() if '0.500' in line)
+  assert len(re.findall(r'(?<!\\)\|', row)) == 5
+  assert not re.search(r'(?<!\\)[<>\[\]`!]', row.split('0.500')[0])
+  assert '\x1b' not in text and '\u202e' not in text
+  assert '0.500 [0.250, 0.750] | 4 |' in row
+  assert not re.search('^# h', text, re.MULTILINE)
+  assert '````json' in text
+
+
+def test_scores_of_another_step_are_not_claimed(made):
+  state = made.state
+  state.record['step'] = 2
+  try:
+    text = card.text(state, 'model')
+  finally:
+    state.record['step'] = 4
+  assert 'Not measured: this is step 2 of 4.' in text

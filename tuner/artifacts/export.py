@@ -4,6 +4,7 @@ Beside the weights go the tokenizer, its template, the generation config,
 rendered prompts and a model card: all that whoever serves the model needs.
 """
 
+import logging
 import math
 import pathlib
 import shutil
@@ -116,14 +117,25 @@ def orbax(path: pathlib.Path, trained: Trained, done: Done) -> None:
   """
   del done
   host = {p: on_host(trained, p, trained.dtype) for p in trained.rows}
+  place = (path / 'weights').absolute()
   handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-  with ocp.Checkpointer(handler) as checkpointer:
-    checkpointer.save(
-      (path / 'weights').absolute(), args=ocp.args.PyTreeSave(host)
-    )
+  news = logging.getLogger('absl')
+  news.addFilter(_is_news)
+  try:
+    with ocp.Checkpointer(handler) as checkpointer:
+      checkpointer.save(place, args=ocp.args.PyTreeSave(host))
+  finally:
+    news.removeFilter(_is_news)
+  # It names this machine's directory, and nothing on a file system reads it.
+  (place / 'commit_success.txt').unlink(missing_ok=True)
   folders.write_json(path / 'weights.json', described(trained))
   folders.write_json(path / 'config.json', written_config(trained))
   _write_rest(path, trained, 'orbax')
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """False for the warning that there is nothing to merge, as was asked."""
+  return record.filename != 'ocdbt_utils.py'
 
 
 def described(trained: Trained) -> dict[str, Any]:

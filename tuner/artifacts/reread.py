@@ -133,6 +133,28 @@ READERS: dict[str, Callable[..., Mapping[str, Any]]] = {
 }
 
 
+def check(
+  name: str, path: pathlib.Path, trained: Trained, wanted: verify.Reference
+) -> verify.Check:
+  """What our own code finds in one directory."""
+  dtype = {
+    'adapter': 'float32',
+    'gguf': trained.config.export.gguf_dtype,
+  }.get(name, trained.dtype)
+  found = verify.Check(name, 'tuner', dtype)
+  files(path, trained, found)
+  try:
+    values = READERS[name](path, trained, found)
+  except Exception as error:  # Of a damaged file, libraries raise anything.
+    reason = (str(error).splitlines() or [''])[0]
+    found.faults.append(f'cannot be read: {type(error).__name__}: {reason}')
+    return found
+  runner = trained.filled(values)
+  logits = verify.predictions(runner, wanted.sequences, wanted.starts)
+  verify.compare(found, wanted, logits, trained.config.model.dtype)
+  return found
+
+
 def files(path: pathlib.Path, trained: Trained, check: verify.Check) -> None:
   """Compares all that is no weight with what was to be written."""
   wanted = dict(trained.companions()) if check.format != 'gguf' else {}

@@ -1,0 +1,298 @@
+"""The command `export`: which step, what is refused, and what is kept."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+import support
+
+from tuner import commands, commits, export, rundir
+from tuner.artifacts import export as export_lib
+from tuner.artifacts import outside
+
+ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures('quick_compiles')
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_dir, tiny_rows, tmp_path_factory):
+  """(config, workdir) of a run of four steps, saved at 2 and 4."""
+  config = support.config(tiny_dir, tiny_rows)
+  config.evaluate = dict(metrics=(), test='never', base=False)
+  config.export = dict(formats=())
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  assert commands.train(config, workdir) == 0
+  assert not (workdir / 'export').exists()
+  return config, workdir
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+  """run(...) exports the run to tmp_path/out, by our own readers alone."""
+  monkeypatch.setattr(outside, '_is_installed', lambda name: False)
+  config, workdir = trained
+
+  def call(*formats, change=None, **kwargs):
+    own = ml_collections.ConfigDict(config.to_dict())
+    if change:
+      change(own)
+    given = {'workdir': workdir, 'out': tmp_path / 'out', **kwargs}
+    return export.run(own, formats=formats, **given)
+
+  return call
+
+
+def contents(path):
+  return {
+    file.relative_to(path).as_posix(): file.read_bytes()
+    for file in sorted(path.rglob('*'))
+    if file.is_file()
+  }
+
+
+def test_the_newest_step_by_default(run, trained, tmp_path, capsys):
+  """All that was found is in verify.json; the data is not read again."""
+  config, workdir = trained
+
+  def gone(own):
+    own.data.path = str(tmp_path / 'gone.jsonl')
+
+  assert run('adapter', 'model', change=gone) == 0
+  out, err = capsys.readouterr()
+  assert err.startswith(f'exporting step 4 of {workdir}')
+  digest = commits.read_record(workdir / 'commits/4.json', 4)['sha256']
+  assert f'step 4 (checkpoint {digest[:12]}) exported to {tmp_path}/out' in out
+  assert max(len(line) for line in out.splitlines() if '/' not in line) <= 80
+  found = json.loads((tmp_path / 'out/verify.json').read_text())
+  assert found.keys() == {'adapter', 'model'}
+  for one in found.values():
+    assert (one['step'], one['checkpoint']) == (4, digest)
+    (check,) = one['checks']
+    assert check['faults'] == [] and check['weights'] == 0
+    assert check['prompts'] == check['agree'] == one['prompts'] == 8
+  names = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert names == {'adapter', 'model', 'verify.json'}
+
+
+def test_a_chosen_step(run, tmp_path):
+  """Step 2 is not step 4, and its card claims no scores of step 4."""
+  run('adapter', is_verified=False)
+  newest = contents(tmp_path / 'out/adapter')
+  run('adapter', step=2, is_verified=False)
+  chosen = contents(tmp_path / 'out/adapter')
+  name = 'adapter_model.safetensors'
+  assert newest[name] != chosen[name]
+  assert newest['tokenizer.json'] == chosen['tokenizer.json']
+  assert b'step 2 of 4' in chosen['README.md']
+  assert json.loads((tmp_path / 'out/verify.json').read_text()) == {}
+
+
+def test_what_the_end_of_training_exports_is_what_the_command_does(
+  trained, run, tiny_dir, tiny_rows, tmp_path, capsys
+):
+  config, workdir = trained
+  again = tmp_path / 'run'
+  shutil.copytree(workdir, again)
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.export = dict(formats=('adapter', 'model'))
+  commands.train(own, again)
+  out = capsys.readouterr().out
+  assert 'read again and compared' in out and '8/8' in out
+  run('adapter', 'model')
+  for name in ('adapter', 'model'):
+    assert contents(again / 'export' / name) == contents(
+      tmp_path / 'out' / name
+    )
+
+
+def test_twice_is_the_same(run, tmp_path):
+  run('adapter', 'model')
+  first = contents(tmp_path / 'out')
+  run('adapter', 'model')
+  assert contents(tmp_path / 'out') == first
+
+
+def test_a_wrong_export_does_not_take_the_place_of_a_right_one(
+  run, tmp_path, monkeypatch, capsys
+):
+  run('adapter')
+  right = contents(tmp_path / 'out/adapter')
+
+  def wrong(path, trained, done):
+    export_lib.adapter(path, trained, done)
+    file = path / 'adapter_model.safetensors'
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 0x40
+    file.write_bytes(content)
+
+  monkeypatch.setitem(export_lib.FORMATS, 'adapter', wrong)
+  with pytest.raises(RuntimeError) as caught:
+    run('adapter', step=2)
+  assert str(caught.value) == (
+    'what was written is not what was trained; see '
+    f'{tmp_path}/out/adapter.rejected'
+  )
+  assert 'WRONG: adapter, tuner: 1 weights are not' in capsys.readouterr().out
+  assert contents(tmp_path / 'out/adapter') == right
+  assert (tmp_path / 'out/adapter.rejected/README.md').is_file()
+  found = json.loads((tmp_path / 'out/verify.json').read_text())
+  assert found['adapter']['checks'][0]['faults']
+
+
+def test_what_fails_in_the_middle_leaves_what_was(run, tmp_path, monkeypatch):
+  run('adapter', 'model', is_verified=False)
+  before = contents(tmp_path / 'out')
+
+  def full(*_):
+    raise OSError('no space left on device')
+
+  monkeypatch.setitem(export_lib.FORMATS, 'model', full)
+  with pytest.raises(OSError, match='no space left'):
+    run('adapter', 'model', step=2, is_verified=False)
+  assert contents(tmp_path / 'out') == before
+  names = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert names == {'adapter', 'model', 'verify.json'}
+
+
+def test_a_full_disk_is_told_before(run, tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(rundir.shutil, 'disk_usage', lambda _: usage)
+  with pytest.raises(RuntimeError) as caught:
+    run('model')
+  assert str(caught.value).startswith('disk full: needs 1.')
+  assert f' 1 kB free at {tmp_path}/out\n' in str(caught.value)
+  assert list((tmp_path / 'out').iterdir()) == []
+
+
+def message(run, *formats, **kwargs):
+  with pytest.raises((ValueError, RuntimeError)) as caught:
+    run(*formats, **kwargs)
+  return str(caught.value)
+
+
+def test_refused_word_by_word(run, trained, tmp_path):
+  _, workdir = trained
+  assert message(run, workdir=tmp_path / 'no') == (
+    f"--workdir: '{tmp_path}/no' is not there: no 'no' in '{tmp_path}'"
+  )
+  (tmp_path / 'empty').mkdir()
+  assert message(run, workdir=tmp_path / 'empty') == (
+    f'--workdir: {tmp_path}/empty holds no run: there is no commits/ in it.'
+  )
+  (tmp_path / 'new/commits').mkdir(parents=True)
+  assert message(run, workdir=tmp_path / 'new') == (
+    f'--workdir: {tmp_path}/new has no committed checkpoint yet: train first.'
+  )
+  assert message(run, step=3) == (
+    f'--step: 3 is not committed in {workdir}; there are 2, 4.'
+  )
+  assert message(run, 'ggfu') == (
+    "--formats: 'ggfu' is no format; did you mean 'gguf'? There are adapter, "
+    'model, gguf, orbax.'
+  )
+
+
+def test_gguf_that_is_not_installed(run, monkeypatch):
+  from tuner import ranges
+
+  there = ranges.importlib.util.find_spec
+  monkeypatch.setattr(
+    ranges.importlib.util,
+    'find_spec',
+    lambda name: None if name == 'gguf' else there(name),
+  )
+  assert message(run, 'gguf') == (
+    "config.export.formats: 'gguf' is not installed: pip install 'tuner[gguf]'"
+    ', or leave it out.'
+  )
+
+
+def test_another_base_is_refused_by_name(run, tmp_path):
+  base = tmp_path / 'base'
+  base.mkdir()
+  support.write_model(base, seed=1)
+
+  def change(own):
+    own.model.path = str(base)
+
+  text = message(run, 'model', change=change)
+  assert 'model.weights' in text and 'checkpoint' in text
+
+
+def test_another_rank_is_refused_by_name(run):
+  def change(own):
+    own.adapt.rank = 5
+
+  assert 'adapt.rank | 4          | 5' in message(run, 'model', change=change)
+
+
+def test_a_damaged_step_is_passed_over_or_refused(
+  trained, run, tmp_path, capsys
+):
+  _, workdir = trained
+  damaged = tmp_path / 'damaged'
+  shutil.copytree(workdir, damaged)
+  file = max(
+    (p for p in (damaged / 'checkpoints/4').rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  file.write_bytes(file.read_bytes()[:-1])
+  text = message(run, 'adapter', workdir=damaged, step=4)
+  assert text.startswith('step 4 cannot be exported: checkpoints/4/')
+  run('adapter', workdir=damaged, is_verified=False)
+  assert 'step 4 passed over: checkpoints/4/' in capsys.readouterr().err
+  assert b'step 2 of 4' in (tmp_path / 'out/adapter/README.md').read_bytes()
+
+
+def test_full_fine_tuning_has_no_adapter(tiny_config, tmp_path, capsys):
+  tiny_config.adapt = dict(name='full')
+  tiny_config.evaluate = dict(metrics=(), test='never', base=False)
+  tiny_config.train.steps = 1
+  tiny_config.checkpoint = {}
+  tiny_config.export = dict(formats=())
+  commands.train(tiny_config, tmp_path / 'run')
+  given = dict(workdir=tmp_path / 'run', is_verified=False)
+  with pytest.raises(ValueError, match='full fine-tuning makes none'):
+    export.run(tiny_config, formats=('adapter',), **given)
+  export.run(tiny_config, formats=('adapter', 'model'), **given)
+  assert 'adapter: not made; full fine-tuning has none' in (
+    capsys.readouterr().err
+  )
+  assert (tmp_path / 'run/export/model/model.safetensors').is_file()
+
+
+def test_prompts_of_a_run_without_them_are_found_again(trained, run, tmp_path):
+  _, workdir = trained
+  old = tmp_path / 'old'
+  shutil.copytree(workdir, old)
+  (old / 'prompts.jsonl').unlink()
+  run('adapter', is_verified=False)
+  expected = (tmp_path / 'out/adapter/prompts.jsonl').read_bytes()
+  run('adapter', workdir=old, is_verified=False)
+  assert (tmp_path / 'out/adapter/prompts.jsonl').read_bytes() == expected
+
+
+def test_the_program(trained, tmp_path):
+  """Flags as a user writes them, in a process of its own."""
+  config, workdir = trained
+  file = tmp_path / 'config.py'
+  file.write_text(
+    'import ml_collections\n\n\ndef get_config():\n'
+    f'  return ml_collections.ConfigDict({config.to_dict()!r})\n'
+  )
+  done = subprocess.run(
+    [
+      sys.executable, '-m', 'tuner.main', 'export', f'--config={file}',
+      f'--workdir={workdir}', '--formats=orbax', '--step=2', '--noverify',
+      f'--out={tmp_path}/out',
+    ],
+    capture_output=True, text=True, cwd=ROOT, timeout=120, env=os.environ,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'out/orbax/weights/embed').is_dir()
+  assert 'step 2' in done.stdout and 'read again' not in done.stdout
