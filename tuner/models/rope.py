@@ -240,7 +240,7 @@ def _dict(config) -> dict[str, Any]:
   for key in ('rope_parameters', 'rope_scaling'):
     given = {k: v for k, v in (config.get(key) or {}).items() if v is not None}
     old = given.pop('type', None)
-    if given and old:
+    if old:
       given.setdefault('rope_type', old)
     both.append(given)
   new, old = both
