@@ -265,6 +265,23 @@ class TestErrors:
       'model.layers.0.mlp.down_proj.weight has shape (32, 48)'
     )
 
+  def test_a_head_that_is_not_there(self, path):
+    config = {**support.LLAMA, 'tie_word_embeddings': False}
+    (path / 'config.json').write_text(json.dumps(config))
+    assert self.refused(path) == (
+      'DIR: 1 tensors do not fit config.json:\n  lm_head.weight is missing '
+      '(dims DV); tied? Then config.json must say tie_word_embeddings: true'
+    )
+
+  def test_experts_are_named(self, path):
+    """Each tensor of each expert that is missing, by its own name."""
+    config = {**support.LLAMA, 'model_type': 'mixtral', 'num_local_experts': 3}
+    (path / 'config.json').write_text(json.dumps(config))
+    found = self.refused(path).splitlines()
+    for layer in range(2):
+      name = f'model.layers.{layer}.block_sparse_moe.experts.2.w1.weight'
+      assert f'  {name} is missing (dims LEDI)' in found
+
   def test_a_tied_head_that_differs(self, path):
     embed = tensors_of(path)['model.embed_tokens.weight']
     self.change(path, **{'lm_head.weight': embed})

@@ -189,7 +189,9 @@ def check(
 
 def _problem(tensors, row, name, expected) -> list[str]:
   if name not in tensors:
-    return [f'{name} is missing (dims {row.dims})']
+    tied = '; tied? Then config.json must say tie_word_embeddings: true'
+    hint = tied if name == TIED[0] else ''
+    return [f'{name} is missing (dims {row.dims}){hint}']
   found = tensors.slice_of(name)
   shape, problems = tuple(found.get_shape()), []
   if shape != expected:
