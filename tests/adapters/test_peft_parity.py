@@ -33,6 +33,11 @@ OURS = {
   'saved_tied': ('tied', 'lora', dict(modules_to_save=['lm_head'])),
   'mixtral': ('mixtral', 'lora', dict(targets=['all', 'experts', 'router'])),
   'gate_alone': ('mixtral', 'lora', dict(targets=['q', 'w1'])),
+  'saved_router': (
+    'mixtral',
+    'lora',
+    dict(targets='down', modules_to_save=['router', 'norm']),
+  ),
   'experts_rs': (
     'qwen3_moe',
     'lora',

@@ -47,7 +47,7 @@ def tensors(
   for path in adaptation.saved:
     row = adaptation.rows[path]
     for name, tensor in hub.hf_tensors(row, values[path], sizes):
-      found[name] = tensor
+      found[sites.in_memory(name)] = tensor
       if path == 'embed' and 'head' not in adaptation.rows:
         found['lm_head.weight'] = tensor.copy()  # One file may not alias.
   return {PREFIX + k: np.ascontiguousarray(x) for k, x in found.items()}
