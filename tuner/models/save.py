@@ -75,6 +75,7 @@ def write_files(
         assert (found, value.shape) == (name, shape), (found, value.shape)
         value = tensors_lib.cast(value, file.dtype, name)
         stream.write(value.view(np.uint8).data)
+        del value  # Before the next one is made.
       stream.flush()
       os.fsync(stream.fileno())
   return plan
@@ -135,9 +136,12 @@ def hf_tensors(
     if held is None or held[0] != index[:1]:
       held = index[:1], _on_host(value, index[:1])
     one = held[1][index[1:]].transpose(order)
-    out = np.empty(one.shape, one.dtype)
-    tensors_lib.copy(out, one, name)
-    yield name, out.reshape(row.hf_shape(sizes))
+    if not one.flags.c_contiguous:
+      turned = np.empty(one.shape, one.dtype)
+      tensors_lib.copy(turned, one, name)
+      one = turned
+      del turned
+    yield name, one.reshape(row.hf_shape(sizes))
 
 
 def _on_host(value: Any, index: tuple[int, ...]) -> np.ndarray:
