@@ -25,6 +25,7 @@ def trained(tiny_dir, tiny_rows, tmp_path_factory):
   config = support.config(tiny_dir, tiny_rows)
   config.evaluate = dict(metrics=(), test='never', base=False)
   config.export = dict(formats=())
+  config.objective = dict(name='support.towards_one')
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   assert commands.train(config, workdir) == 0
   assert not (workdir / 'export').exists()
@@ -255,6 +256,7 @@ def test_full_fine_tuning_has_no_adapter(tiny_config, tmp_path, capsys):
   tiny_config.train.steps = 1
   tiny_config.checkpoint = {}
   tiny_config.export = dict(formats=())
+  tiny_config.objective = dict(name='support.towards_one')
   commands.train(tiny_config, tmp_path / 'run')
   given = dict(workdir=tmp_path / 'run', is_verified=False)
   with pytest.raises(ValueError, match='full fine-tuning makes none'):
@@ -291,7 +293,7 @@ def test_the_program(trained, tmp_path):
       f'--workdir={workdir}', '--formats=orbax', '--step=2', '--noverify',
       f'--out={tmp_path}/out',
     ],
-    capture_output=True, text=True, cwd=ROOT, timeout=120, env=os.environ,
+    capture_output=True, text=True, cwd=ROOT, timeout=300, env=os.environ,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'out/orbax/weights/embed').is_dir()

@@ -66,6 +66,12 @@ def drop(section, key=None):
   return change
 
 
+EXPORT = (
+  "Export(formats: tuple[typing.Literal['adapter', 'model', 'gguf', 'orbax'], "
+  "...] = ('adapter', 'model'), dtype: Optional[Literal['float32', 'bfloat16', "
+  "'float16']] = None, gguf_dtype: Literal['f32', 'f16', 'bf16', 'q8_0'] = "
+  "'f16', max_shard_bytes: int = 5000000000)"
+)
 GET_CONFIG = (
   'get_config(model, data, batch, train, adapt, optimizer, schedule, '
   'objective=None, seed: int = 0, evaluate=None, checkpoint=None, '
@@ -106,8 +112,16 @@ REFUSED = {
   'text for a list': (
     put(export__formats='model'),
     "config.export.formats: 'model' (str), wanted tuple[typing.Literal["
-    "'adapter', 'model'], ...]. Export(formats: tuple[typing.Literal["
-    "'adapter', 'model'], ...] = ('adapter', 'model'))",
+    f"'adapter', 'model', 'gguf', 'orbax'], ...]. {EXPORT}",
+  ),
+  'unknown gguf_dtype': (
+    put(export__gguf_dtype='q4_0'),
+    "config.export.gguf_dtype: 'q4_0' (str), wanted Literal['f32', 'f16', "
+    f"'bf16', 'q8_0']. {EXPORT}",
+  ),
+  'max_shard_bytes 0': (
+    put(export__max_shard_bytes=0),
+    'config.export.max_shard_bytes: 0; it must be at least 1.',
   ),
   'rows 0': (
     put(batch__rows=0),
@@ -227,7 +241,7 @@ REFUSED = {
   'unknown adapt': (
     put(adapt__name='lorra'),
     "config.adapt.name: unknown function 'lorra'; did you mean 'lora'? "
-    'tuner.adapt has full, lora',
+    'tuner.adapt has dora, full, lora, peft',
   ),
   'unknown metric': (
     put(evaluate__metrics=('json_vlid',)),
@@ -448,7 +462,7 @@ Did you mean "schedule" instead of "schedul"?
     (
       ['trian'],
       1,
-      "\nunknown command 'trian'; there is train, check, convert\n",
+      "\nunknown command 'trian'; there is train, check, convert, export\n",
     ),
   ],
 )
