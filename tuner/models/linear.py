@@ -140,8 +140,9 @@ def _project_dora(spec: str, x: jax.Array, weight: Dora) -> jax.Array:
   norm_O = lengths(weight.direction, ws, '', inputs, outputs)
   factor_O = weight.m_O.astype(jnp.float32) / jax.lax.stop_gradient(norm_O)
   out = project(spec, x, weight.direction)
-  scaled = jnp.einsum(f'{result},{outputs}->{result}', out, factor_O)
-  return scaled.astype(out.dtype)
+  order = [outputs.index(d) for d in result if d in outputs]
+  shape = [n if d in outputs else 1 for d, n in zip(result, out.shape)]
+  return (out * factor_O.transpose(order).reshape(shape)).astype(out.dtype)
 
 
 def lengths(
@@ -156,7 +157,8 @@ def lengths(
     jnp.einsum, precision='highest', preferred_element_type=jnp.float32
   )
   base = value_of(weight.base if isinstance(weight, Lora) else weight)
-  square = sum_of(f'{dims},{dims}->{lead}{outputs}', base, base)
+  read = tuple(dims.index(d) for d in inputs)
+  square = jnp.sum(jnp.square(base.astype(jnp.float32)), read)
   if not isinstance(weight, Lora):
     return jnp.sqrt(square)
   a, b = weight.a_RI, weight.b_RO.astype(jnp.float32)
@@ -167,7 +169,7 @@ def lengths(
   of_a = sum_of(f'{low},{lead}{other}{inputs}->{lead}R{other}', a, a)
   of_both = sum_of(f'{lead}R{other},{lead}{other}{outputs}->{high}', of_a, b)
   change = 2 * weight.scale * of_base + weight.scale**2 * of_both
-  added = sum_of(f'{high},{high}->{lead}{outputs}', b, change)
+  added = jnp.sum(b * change, len(lead))
   return jnp.sqrt(jnp.maximum(square + added, 0))
 
 
