@@ -473,6 +473,64 @@ def test_what_a_family_does_not_do_is_refused(name, changes, message):
     families.decoder_of({**FAMILIES[name], **changes})
 
 
+PUBLISHED = {  # Parameters, in 10^9: what differs from the defaults.
+  'mixtral': (46.7, dict(intermediate_size=14336, vocab_size=32000)),
+  'qwen3_moe': (
+    30.5,
+    dict(
+      hidden_size=2048,
+      num_hidden_layers=48,
+      vocab_size=151936,
+      head_dim=128,
+      num_key_value_heads=4,
+    ),
+  ),
+  'qwen2_moe': (
+    14.3,
+    dict(
+      hidden_size=2048,
+      num_hidden_layers=24,
+      num_attention_heads=16,
+      vocab_size=151936,
+    ),
+  ),
+  'gpt_oss': (
+    20.9,
+    dict(
+      hidden_size=2880,
+      intermediate_size=2880,
+      num_hidden_layers=24,
+      num_attention_heads=64,
+      vocab_size=201088,
+      num_local_experts=32,
+    ),
+  ),
+  'deepseek_v3': (
+    671.0,
+    dict(
+      hidden_size=7168,
+      intermediate_size=18432,
+      num_hidden_layers=61,
+      num_attention_heads=128,
+      vocab_size=129280,
+    ),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_models_are_as_large_as_published(name):
+  """Nothing is allocated: what is declared is counted."""
+  expected, changes = PUBLISHED[name]
+  usual = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
+  config = {**COMMON, 'model_type': name, **usual, **changes}
+  if 'num_key_value_heads' not in changes:
+    del config['num_key_value_heads']
+  model = families.decoder_of(config)
+  found = weights.count(weights.rows(model), model.config.sizes)
+  assert round(found / 1e9, 1) == expected
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize('name', FAMILIES)
 def test_defaults_are_those_of_transformers(name):
