@@ -146,9 +146,17 @@ def hf_tensors(
 
 def _on_host(value: Any, index: tuple[int, ...]) -> np.ndarray:
   """value[index] as numpy; index is () or one number."""
-  if not index or isinstance(value, np.ndarray):
+  if not isinstance(value, jax.Array):
     return np.asarray(value)[index]
-  return np.asarray(_layer(value, np.int32(index[0])))
+  if index:
+    return np.asarray(_layer(value, np.int32(index[0])))
+  if len(value.sharding.device_set) == 1 or not value.is_fully_addressable:
+    return np.asarray(value)
+  out = np.empty(value.shape, value.dtype)
+  for shard in value.addressable_shards:
+    if not shard.replica_id:  # An array keeps what numpy was given of it.
+      out[shard.index] = np.asarray(jnp.copy(shard.data))
+  return out
 
 
 @jax.jit
