@@ -18,7 +18,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from tuner import adapt, commits, dataset, named, ranges, rundir, sections
+from tuner import (
+  adapt,
+  basedir,
+  commits,
+  dataset,
+  named,
+  ranges,
+  rundir,
+  sections,
+)
 from tuner import experiment as experiment_lib
 from tuner import mesh as mesh_lib
 from tuner.adapters import base as base_lib
@@ -122,7 +131,7 @@ def choose_step(workdir: pathlib.Path, step: int | None) -> int:
 
 def of_step(given, own, workdir, step: int, mesh) -> Trained:
   """The state at a committed step: the base, and what was trained of it."""
-  base_dir = hub.base_directory(own.model.path, own.model.revision)
+  base_dir = basedir.find(own.model.path, own.model.revision)
   model = hub.declare(base_dir)
   bound = named.bind(
     own.adapt,
@@ -161,7 +170,7 @@ def _facts(own, adapt_section, base_dir, tokenizer) -> dict[str, Any]:
     'model': {
       'dtype': own.model.dtype,
       'master': own.model.master,
-      'weights': hub.weights_hash(base_dir),
+      'weights': basedir.weights_hash(base_dir),
     },
     'template': hashlib.sha256(template).hexdigest(),
     'tokenizer': hashlib.sha256(tokens).hexdigest(),

@@ -26,7 +26,8 @@ LIBRARIES = {
 }
 LICENCE_KEYS = ('license', 'license_name', 'license_link')
 SECTIONS = ('adapt', 'objective', 'optimizer', 'schedule', 'batch', 'train')
-_MARKUP = re.compile(r'([\\`*_{}\[\]()#+\-.!|<>&~$:@])')
+# What acts at the start of a line alone is none of these: text stands within.
+_MARKUP = re.compile(r'([\\`*_{}\[\]()#.!|<>&~$:@])')
 
 
 def markdown(text: Any) -> str:
@@ -53,10 +54,9 @@ def text(trained: Trained, name: str) -> str:
 
 
 def base_label(trained: Trained) -> str:
-  """The base as a reader knows it; of a local one, its directory's name."""
-  if trained.is_base_local:
-    return trained.base_dir.name
-  return trained.config.model.path
+  """The base as a reader knows it; of a local one, its name here."""
+  path = trained.config.model.path
+  return pathlib.Path(path).expanduser().name if trained.is_base_local else path
 
 
 def _front_matter(trained: Trained, name: str) -> str:

@@ -60,7 +60,8 @@ class Trained:
 
   @property
   def is_base_local(self) -> bool:
-    return pathlib.Path(self.config.model.path).expanduser().is_dir()
+    """A directory here, or a GGUF file."""
+    return pathlib.Path(self.config.model.path).expanduser().exists()
 
   @property
   def base_name(self) -> str:
