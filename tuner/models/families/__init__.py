@@ -24,7 +24,7 @@ def decoder_of(config: dict[str, Any]) -> decoder.Decoder:
       f'{", ".join(known())}.{_inner(config)}'
     )
   family = importlib.import_module(f'{__name__}.{model_type}')
-  keys.refuse_others(config, getattr(family, 'READS', tuple(keys.OFF)))
+  keys.refuse_others(config, family.READS)
   return decoder.Decoder(family.decoder_config(config))
 
 
