@@ -52,7 +52,9 @@ def main(argv=None):
     [reply['ids'] for reply in replies[: len(shown)]],
   )
   theirs = [reply['answer'] for reply in replies[len(shown) :]]
-  report |= compare_answers(answers(own.hf_dir, tokenizer, ids, own.most), theirs)
+  report |= compare_answers(
+    answers(own.hf_dir, tokenizer, ids, own.most), theirs
+  )
   print(json.dumps(report))
 
 
@@ -94,11 +96,9 @@ def compare_ids(ours, theirs):
 
 
 def compare_answers(ours, theirs):
-  """An answer that llama.cpp ended, at a stop of its own, is compared so far."""
+  """How many are the same, and where the others first differ."""
   differ = [first_difference(a, b) for a, b in zip(ours, theirs) if a != b]
-  n_same = sum(
-    x == y for a, b in zip(ours, theirs) for x, y in zip(a, b)
-  )
+  n_same = sum(x == y for a, b in zip(ours, theirs) for x, y in zip(a, b))
   return {
     'answers': len(ours),
     'same_answers': len(ours) - len(differ),

@@ -11,7 +11,7 @@ import sys
 # Also where tuner is not installed: the quickstart's files are fetched before.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from tuner.llamacpp import read  # noqa: E402
+from tuner.llamacpp import read
 
 convert = read.convert
 write_json = read.write_json

@@ -59,11 +59,9 @@ CASES = {
   'mistral': dict(sliding_window=None, head_dim=16),
   'mixtral': dict(num_local_experts=4, num_experts_per_tok=2),
   'qwen2': dict(tie_word_embeddings=True),
-  'qwen2_moe': SPARSE
-  | dict(num_experts=4, shared_expert_intermediate_size=96),
+  'qwen2_moe': SPARSE | dict(num_experts=4, shared_expert_intermediate_size=96),
   'qwen3': dict(head_dim=16),
-  'qwen3_moe': SPARSE
-  | dict(num_experts=4, head_dim=16, norm_topk_prob=True),
+  'qwen3_moe': SPARSE | dict(num_experts=4, head_dim=16, norm_topk_prob=True),
   'gemma2': GEMMA,
   'gemma3_text': GEMMA
   | dict(
@@ -221,9 +219,10 @@ def make(tmp_path):
 
 PIECES = (
   '0 1 12 123 1234 3.14 1,000,000 007 2024-05-06 ½ ² ٣٤ 四 Ⅷ'.split()
-  + 'a I\'m we\'LL don’t HTTPServer camelCase snake_case x=y+1 !!! ... —'.split()
+  + "a I'm we'LL don’t HTTPServer camelCase snake_case x=y+1 !!! ... —".split()
   + 'é e\u0301 ñ Straße İstanbul ﬁ Ωμέγα Привет שלום مرحبا हिन्दी ไทย'.split()
-  + '日本語 中文字符 한국어 カタカナ 𝒳 👍 👩‍👩‍👧 🇩🇪 🦙🦙 ✅ \u200d \ufeff \u00a0'.split(' ')
+  + '日本語 中文字符 한국어 カタカナ 𝒳 👍 👩‍👩‍👧 🇩🇪 🦙🦙 ✅'.split()
+  + '\u200d \ufeff \u00a0'.split(' ')
   + [' ', '  ', '   ', ' ' * 9, '\n', '\n\n', '\r\n', '\t', '\t\t \n ', ' \n']
   + ['def f(x):\n    return x', '</a>', '{"k": [1, null]}', '$x^2$', '\\n', '`']
   + ['▁', 'Ġ', '<0x41>', '<|im', '|>', '<', '\x00', '\x7f', '\u2028', '\u3000']

@@ -86,7 +86,10 @@ def rewritten(path, tensors=None, skip=(), rename=None, **changed):
 @pytest.mark.parametrize(
   ('changed', 'match'),
   [
-    ({'general.architecture': 'rwkv7'}, "'rwkv7' is not known; known are llama"),
+    (
+      {'general.architecture': 'rwkv7'},
+      "'rwkv7' is not known; known are llama",
+    ),
     ({'general.type': 'adapter'}, "general.type is 'adapter'"),
     ({'split.count': 2}, 'one of 2 parts'),
     ({'llama.attention.max_alibi_bias': 8.0}, 'not known: .*max_alibi_bias'),
@@ -152,17 +155,17 @@ def test_divisors_of_another_rope(make, tmp_path):
   write.write(folder, tmp_path / 'a.gguf', 'f32')
   path = rewritten(
     tmp_path / 'a.gguf',
-    lambda name, a: np.linspace(1, 8, len(a)).astype(np.float32)
-    if name == 'rope_freqs.weight'
-    else a,
+    lambda name, a: (
+      np.linspace(1, 8, len(a)).astype(np.float32)
+      if name == 'rope_freqs.weight'
+      else a
+    ),
   )
   refuse(path, 'rope_freqs.weight holds divisors')
 
 
 def test_an_interrupted_conversion_leaves_nothing(whole, monkeypatch):
-  monkeypatch.setattr(
-    library.load().quants, 'dequantize', lambda *_: 1 / 0
-  )
+  monkeypatch.setattr(library.load().quants, 'dequantize', lambda *_: 1 / 0)
   before = {p.name for p in whole.parent.iterdir()}
   with pytest.raises(ZeroDivisionError):
     read.convert(whole, whole.parent / 'out')
@@ -185,7 +188,11 @@ def test_what_is_there_is_not_overwritten(make, whole):
   ('case', 'changed', 'match'),
   [
     ('llama', {'model_type': 'gpt_bigcode'}, "'gpt_bigcode' cannot.*qwen3_moe"),
-    ('llama', {'hidden_act': 'gelu'}, "hidden_act: 'gelu'; llama.cpp has 'silu"),
+    (
+      'llama',
+      {'hidden_act': 'gelu'},
+      "hidden_act: 'gelu'; llama.cpp has 'silu",
+    ),
     ('llama', {'sliding_window': 64}, 'sliding_window: 64.*attends to every'),
     ('llama', {'quantization_config': {'bits': 4}}, 'dequantised first'),
     ('llama', {'max_position_embeddings': None}, 'max_position_embeddings is'),
@@ -286,7 +293,9 @@ def test_numbers_too_large_for_a_type(dtype, make):
 
 def test_dtypes_are_named(make, whole):
   folder, _ = make('llama')
-  with pytest.raises(ValueError, match="'q4_0': known are f32, f16, bf16, q8_0"):
+  with pytest.raises(
+    ValueError, match="'q4_0': known are f32, f16, bf16, q8_0"
+  ):
     write.write(folder, whole.parent / 'b.gguf', 'q4_0')
   with pytest.raises(ValueError, match="'f16': known are auto, float32"):
     read.convert(whole, whole.parent / 'b', 'f16')

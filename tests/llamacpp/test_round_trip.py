@@ -16,8 +16,9 @@ from tuner.llamacpp import architectures, changes, read, rope, write
 
 CASES = sorted(
   json.loads(
-    (__import__('pathlib').Path(__file__).parent / 'golden/models.json')
-    .read_text()
+    (
+      __import__('pathlib').Path(__file__).parent / 'golden/models.json'
+    ).read_text()
   )
 )
 # Of no consequence for what a model computes, or said in another place.
@@ -65,7 +66,9 @@ def test_forth_and_back_is_the_identity_byte_for_byte(case, make, tmp_path):
   write.write(folder, tmp_path / 'a.gguf', 'f32', name='x')
   read.convert(tmp_path / 'a.gguf', tmp_path / 'back')
   write.write(tmp_path / 'back', tmp_path / 'b.gguf', 'f32', name='x')
-  assert (tmp_path / 'a.gguf').read_bytes() == (tmp_path / 'b.gguf').read_bytes()
+  assert (tmp_path / 'a.gguf').read_bytes() == (
+    tmp_path / 'b.gguf'
+  ).read_bytes()
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -89,8 +92,11 @@ def test_config_means_the_same(case, make, tmp_path):
       config['sliding_window'] = None
   keys = {key for key in (*before, *after) if key not in UNSAID}
   # None, False, 0 and [] are all written for "not so".
-  odd = {k: (before.get(k), after.get(k)) for k in keys
-         if (before.get(k) or None) != (after.get(k) or None)}
+  odd = {
+    k: (before.get(k), after.get(k))
+    for k in keys
+    if (before.get(k) or None) != (after.get(k) or None)
+  }
   assert not odd
 
 
@@ -268,15 +274,21 @@ def test_shards_are_of_a_size_and_indexed(make, tmp_path):
   names = read.convert(tmp_path / 'a.gguf', tmp_path / 'back', shard_bytes=most)
   files = [n for n in names if n.endswith('.safetensors')]
   assert len(files) > 2
-  index = json.loads((tmp_path / 'back/model.safetensors.index.json').read_text())
+  index = json.loads(
+    (tmp_path / 'back/model.safetensors.index.json').read_text()
+  )
   assert index['weight_map'].keys() == weights.keys()
   assert set(index['weight_map'].values()) == set(files)
   held = [load_one(tmp_path / 'back' / f) for f in files]
   assert max(sum(a.nbytes for a in h.values()) for h in held) <= most
   assert_equal(load(tmp_path / 'back'), weights)
   # And shards are read again.
-  write.write(tmp_path / 'back', tmp_path / 'b.gguf', 'f32', name='hf_qwen3_moe')
-  assert (tmp_path / 'a.gguf').read_bytes() == (tmp_path / 'b.gguf').read_bytes()
+  write.write(
+    tmp_path / 'back', tmp_path / 'b.gguf', 'f32', name='hf_qwen3_moe'
+  )
+  assert (tmp_path / 'a.gguf').read_bytes() == (
+    tmp_path / 'b.gguf'
+  ).read_bytes()
 
 
 def load_one(file):
@@ -326,7 +338,9 @@ def test_gemmas_norms_come_back_but_for_what_the_sum_loses():
   np.testing.assert_array_equal(back, half.astype(np.float32))
 
 
-@pytest.mark.parametrize('permuted', [a for a in architectures.ALL if a.permuted])
+@pytest.mark.parametrize(
+  'permuted', [a for a in architectures.ALL if a.permuted]
+)
 def test_permuted_architectures_are_those_whose_rope_pairs_neighbours(permuted):
   """llama_model_rope_type of llama.cpp has these under NORM."""
   assert permuted.name in ('llama', 'granite', 'smollm3')

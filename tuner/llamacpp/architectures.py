@@ -1,83 +1,30 @@
 """What llama.cpp's architectures are in Hugging Face's terms, declared once.
 
-An `Architecture` says which metadata key is which key of config.json (`fields`),
-what llama.cpp has built in and a config may therefore not say otherwise
-(`fixed`), and what is done to each weight (`rules`). Names of tensors are not
-here: `gguf.get_tensor_name_map` maps Hugging Face's to GGUF's. Facts are those
-of llama.cpp's convert_hf_to_gguf.py and of its model loader.
+Facts are those of llama.cpp's convert_hf_to_gguf.py and of its model loader.
 """
 
-import dataclasses
-import typing
-
-from tuner.llamacpp import changes, library
-
-
-class Field(typing.NamedTuple):
-  """A metadata key after the architecture's name, and its config.json key."""
-
-  key: str
-  config: str
-  kind: type = int
-  required: bool = True
-
-
-class Rule(typing.NamedTuple):
-  """One kind of tensor: its Hugging Face name and how llama.cpp changes it.
-
-  hf: may hold {L}, the layer, and {E}, the expert; llama.cpp stacks experts.
-  via: the names under which the name map knows its GGUF tensors; () is hf.
-  when: the config key that must be true for the tensor to be there.
-  """
-
-  hf: str
-  change: changes.Change = changes.SAME
-  via: tuple[str, ...] = ()
-  when: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-  """name: llama.cpp's; model_types: config.json's, the first one is written.
-
-  fixed: {key of config.json: (built in, what its absence means)}.
-  period: of layers, where all but each period's last attend to a window.
-  has_head_dim: whether config.json may say a head_dim other than D / N.
-  """
-
-  name: str
-  model_types: tuple[str, ...]
-  class_name: str
-  rules: tuple[Rule, ...]
-  fields: tuple[Field, ...] = ()
-  fixed: typing.Mapping[str, tuple[object, object]] = dataclasses.field(
-    default_factory=dict
-  )
-  period: int = 0
-  has_head_dim: bool = False
-  has_experts: bool = False
-  permuted: bool = False
-  written: typing.Mapping[str, object] = dataclasses.field(default_factory=dict)
-
+from tuner.llamacpp import changes, declaration
 
 # In the order in which config.json lists them.
 COMMON = (
-  Field('vocab_size', 'vocab_size', required=False),
-  Field('embedding_length', 'hidden_size'),
-  Field('feed_forward_length', 'intermediate_size'),
-  Field('block_count', 'num_hidden_layers'),
-  Field('attention.head_count', 'num_attention_heads'),
-  Field('attention.head_count_kv', 'num_key_value_heads', required=False),
-  Field('attention.key_length', 'head_dim', required=False),
-  Field('attention.value_length', 'head_dim', required=False),
-  Field('context_length', 'max_position_embeddings'),
-  Field('attention.layer_norm_rms_epsilon', 'rms_norm_eps', float),
+  declaration.Field('vocab_size', 'vocab_size', required=False),
+  declaration.Field('embedding_length', 'hidden_size'),
+  declaration.Field('feed_forward_length', 'intermediate_size'),
+  declaration.Field('block_count', 'num_hidden_layers'),
+  declaration.Field('attention.head_count', 'num_attention_heads'),
+  declaration.Field(
+    'attention.head_count_kv', 'num_key_value_heads', required=False
+  ),
+  declaration.Field('attention.key_length', 'head_dim', required=False),
+  declaration.Field('attention.value_length', 'head_dim', required=False),
+  declaration.Field('context_length', 'max_position_embeddings'),
+  declaration.Field('attention.layer_norm_rms_epsilon', 'rms_norm_eps', float),
 )
 EXPERTS = (
-  Field('expert_count', 'num_experts'),
-  Field('expert_used_count', 'num_experts_per_tok'),
+  declaration.Field('expert_count', 'num_experts'),
+  declaration.Field('expert_used_count', 'num_experts_per_tok'),
 )
-WINDOW = Field('attention.sliding_window', 'sliding_window')
+WINDOW = declaration.Field('attention.sliding_window', 'sliding_window')
 
 SILU = {'hidden_act': ('silu', 'silu')}
 NO_BIAS = {'attention_bias': (False, False)}
@@ -91,18 +38,22 @@ GEMMA = {
 USUAL = {'attention_dropout': 0.0, 'initializer_range': 0.02, 'use_cache': True}
 
 TOP = (
-  Rule('model.embed_tokens.weight'),
-  Rule('model.norm.weight'),
-  Rule('lm_head.weight', when='untied'),
+  declaration.Rule('model.embed_tokens.weight'),
+  declaration.Rule('model.norm.weight'),
+  declaration.Rule('lm_head.weight', when='untied'),
 )
 LAYER = 'model.layers.{L}.'
 
 
-def _rules(names: str, change=changes.SAME, when='') -> tuple[Rule, ...]:
-  return tuple(Rule(LAYER + n, change, when=when) for n in names.split())
+def _rules(
+  names: str, change=changes.SAME, when=''
+) -> tuple[declaration.Rule, ...]:
+  return tuple(
+    declaration.Rule(LAYER + n, change, when=when) for n in names.split()
+  )
 
 
-def _biased(names: str, when: str = '') -> tuple[Rule, ...]:
+def _biased(names: str, when: str = '') -> tuple[declaration.Rule, ...]:
   return _rules(' '.join(f'{n}.bias' for n in names.split()), when=when)
 
 
@@ -111,7 +62,7 @@ QKV = f'{Q} {K} {V}'
 MLP = 'mlp.gate_proj mlp.up_proj mlp.down_proj'
 
 
-def _weights(names: str) -> tuple[Rule, ...]:
+def _weights(names: str) -> tuple[declaration.Rule, ...]:
   return _rules(' '.join(f'{n}.weight' for n in names.split()))
 
 
@@ -157,8 +108,8 @@ SHARED = (
   *_rules('mlp.shared_expert_gate.weight', changes.ROW),
 )
 GEMMA2 = (
-  Rule('model.embed_tokens.weight'),
-  Rule('model.norm.weight', changes.ONE_MORE),
+  declaration.Rule('model.embed_tokens.weight'),
+  declaration.Rule('model.norm.weight', changes.ONE_MORE),
   *_rules(
     'input_layernorm.weight post_attention_layernorm.weight '
     'pre_feedforward_layernorm.weight post_feedforward_layernorm.weight',
@@ -169,9 +120,7 @@ GEMMA2 = (
 )
 GEMMA3 = (
   *GEMMA2,
-  *_rules(
-    'self_attn.q_norm.weight self_attn.k_norm.weight', changes.ONE_MORE
-  ),
+  *_rules('self_attn.q_norm.weight self_attn.k_norm.weight', changes.ONE_MORE),
 )
 PHI3 = (
   *TOP,
@@ -187,10 +136,10 @@ OLMO2 = (
 )
 
 
-def _fused(name: str, change: changes.Change, suffix: str) -> Rule:
+def _fused(name: str, change: changes.Change, suffix: str) -> declaration.Rule:
   """gpt-oss: gate and up of all experts in one tensor; in llama.cpp two."""
   via = tuple(f'{LAYER}mlp.experts.{p}_proj.{suffix}' for p in ('gate', 'up'))
-  return Rule(LAYER + name, change, via)
+  return declaration.Rule(LAYER + name, change, via)
 
 
 GPT_OSS = (
@@ -198,7 +147,7 @@ GPT_OSS = (
   *NORMS,
   *ATTENTION,
   *_biased(f'{QKV} {O}'),
-  Rule(
+  declaration.Rule(
     f'{LAYER}self_attn.sinks',
     changes.FLOAT,
     (f'{LAYER}self_attn.sinks.weight',),
@@ -207,12 +156,12 @@ GPT_OSS = (
   *_biased('mlp.router'),
   _fused('mlp.experts.gate_up_proj', changes.INTERLEAVED, 'weight'),
   _fused('mlp.experts.gate_up_proj_bias', changes.INTERLEAVED_BIAS, 'bias'),
-  Rule(
+  declaration.Rule(
     f'{LAYER}mlp.experts.down_proj',
     changes.TRANSPOSED,
     (f'{LAYER}mlp.experts.down_proj.weight',),
   ),
-  Rule(
+  declaration.Rule(
     f'{LAYER}mlp.experts.down_proj_bias',
     changes.FLOAT,
     (f'{LAYER}mlp.experts.down_proj.bias',),
@@ -220,7 +169,7 @@ GPT_OSS = (
 )
 
 ALL = (
-  Architecture(
+  declaration.Architecture(
     'llama',
     ('llama', 'mistral'),
     'LlamaForCausalLM',
@@ -230,36 +179,36 @@ ALL = (
     permuted=True,
     written={**USUAL, 'pretraining_tp': 1},
   ),
-  Architecture(
+  declaration.Architecture(
     'llama',
     ('mixtral',),
     'MixtralForCausalLM',
     MIXTRAL,
     (
-      Field('expert_count', 'num_local_experts'),
-      Field('expert_used_count', 'num_experts_per_tok'),
+      declaration.Field('expert_count', 'num_local_experts'),
+      declaration.Field('expert_used_count', 'num_experts_per_tok'),
     ),
     SILU,
     has_head_dim=True,
     has_experts=True,
     permuted=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'qwen2',
     ('qwen2',),
     'Qwen2ForCausalLM',
     (*TOP, *NORMS, *ATTENTION, *_biased(QKV), *_weights(MLP)),
     fixed={**SILU, **NO_WINDOW},
   ),
-  Architecture(
+  declaration.Architecture(
     'qwen2moe',
     ('qwen2_moe',),
     'Qwen2MoeForCausalLM',
     (*TOP, *NORMS, *ATTENTION, *_biased(QKV), *SPARSE, *SHARED),
     (
       *EXPERTS,
-      Field('expert_feed_forward_length', 'moe_intermediate_size'),
-      Field(
+      declaration.Field('expert_feed_forward_length', 'moe_intermediate_size'),
+      declaration.Field(
         'expert_shared_feed_forward_length', 'shared_expert_intermediate_size'
       ),
     ),
@@ -272,7 +221,7 @@ ALL = (
     },
     has_experts=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'qwen3',
     ('qwen3',),
     'Qwen3ForCausalLM',
@@ -280,12 +229,15 @@ ALL = (
     fixed={**SILU, **NO_WINDOW, **NO_BIAS},
     has_head_dim=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'qwen3moe',
     ('qwen3_moe',),
     'Qwen3MoeForCausalLM',
     (*TOP, *NORMS, *ATTENTION, *QK_NORMS, *SPARSE),
-    (*EXPERTS, Field('expert_feed_forward_length', 'moe_intermediate_size')),
+    (
+      *EXPERTS,
+      declaration.Field('expert_feed_forward_length', 'moe_intermediate_size'),
+    ),
     {
       **SILU,
       **NO_WINDOW,
@@ -296,27 +248,38 @@ ALL = (
     has_head_dim=True,
     has_experts=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'gemma2',
     ('gemma2',),
     'Gemma2ForCausalLM',
     GEMMA2,
     (
       WINDOW,
-      Field('attn_logit_softcapping', 'attn_logit_softcapping', float),
-      Field('final_logit_softcapping', 'final_logit_softcapping', float),
+      declaration.Field(
+        'attn_logit_softcapping', 'attn_logit_softcapping', float
+      ),
+      declaration.Field(
+        'final_logit_softcapping', 'final_logit_softcapping', float
+      ),
     ),
     GEMMA,
     period=2,
     has_head_dim=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'gemma3',
     ('gemma3_text',),
     'Gemma3ForCausalLM',
     GEMMA3,
-    (WINDOW, Field('final_logit_softcapping', 'final_logit_softcapping', float,
-                   required=False)),
+    (
+      WINDOW,
+      declaration.Field(
+        'final_logit_softcapping',
+        'final_logit_softcapping',
+        float,
+        required=False,
+      ),
+    ),
     {
       **GEMMA,
       'attn_logit_softcapping': (None, None),
@@ -325,36 +288,40 @@ ALL = (
     period=6,
     has_head_dim=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'phi3',
     ('phi3',),
     'Phi3ForCausalLM',
     PHI3,
-    (Field('attention.sliding_window', 'sliding_window', required=False),),
+    (
+      declaration.Field(
+        'attention.sliding_window', 'sliding_window', required=False
+      ),
+    ),
     {**SILU, **NO_BIAS},
   ),
-  Architecture(
+  declaration.Architecture(
     'olmo2',
     ('olmo2',),
     'Olmo2ForCausalLM',
     OLMO2,
     fixed={**SILU, **NO_BIAS},
   ),
-  Architecture(
+  declaration.Architecture(
     'granite',
     ('granite',),
     'GraniteForCausalLM',
     LLAMA,
     (
-      Field('attention.scale', 'attention_multiplier', float),
-      Field('embedding_scale', 'embedding_multiplier', float),
-      Field('residual_scale', 'residual_multiplier', float),
-      Field('logit_scale', 'logits_scaling', float),
+      declaration.Field('attention.scale', 'attention_multiplier', float),
+      declaration.Field('embedding_scale', 'embedding_multiplier', float),
+      declaration.Field('residual_scale', 'residual_multiplier', float),
+      declaration.Field('logit_scale', 'logits_scaling', float),
     ),
     SILU,
     permuted=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'smollm3',
     ('smollm3',),
     'SmolLM3ForCausalLM',
@@ -368,15 +335,15 @@ ALL = (
     },
     permuted=True,
   ),
-  Architecture(
+  declaration.Architecture(
     'gpt-oss',
     ('gpt_oss',),
     'GptOssForCausalLM',
     GPT_OSS,
     (
-      Field('expert_count', 'num_local_experts'),
-      Field('expert_used_count', 'num_experts_per_tok'),
-      Field('expert_feed_forward_length', 'intermediate_size'),
+      declaration.Field('expert_count', 'num_local_experts'),
+      declaration.Field('expert_used_count', 'num_experts_per_tok'),
+      declaration.Field('expert_feed_forward_length', 'intermediate_size'),
       WINDOW,
     ),
     {
@@ -392,7 +359,7 @@ ALL = (
 )
 
 
-def by_model_type(model_type: object) -> Architecture:
+def by_model_type(model_type: object) -> declaration.Architecture:
   """The architecture of a config.json. Raises ValueError listing all."""
   for architecture in ALL:
     if model_type in architecture.model_types:
@@ -404,7 +371,7 @@ def by_model_type(model_type: object) -> Architecture:
   )
 
 
-def by_name(name: object, has_experts: bool) -> Architecture:
+def by_name(name: object, has_experts: bool) -> declaration.Architecture:
   """The architecture of a GGUF file. Raises ValueError listing all."""
   of_name = [a for a in ALL if a.name == name]
   for architecture in of_name:
@@ -419,64 +386,3 @@ def by_name(name: object, has_experts: bool) -> Architecture:
   raise ValueError(
     f'general.architecture {name!r} is not known; known are {known}.'
   )
-
-
-class Tensor(typing.NamedTuple):
-  """A rule in one layer: Hugging Face names (one an expert) and GGUF names."""
-
-  rule: Rule
-  hf: tuple[str, ...]
-  gguf: tuple[str, ...]
-
-
-def tensors(
-  architecture: Architecture, layers: int, experts: int, flags: set[str]
-) -> list[Tensor]:
-  """All tensors of a model whose config says `flags`, in the rules' order."""
-  return [
-    _tensor(rule, layer, experts, names)
-    for names in [_name_map(architecture, layers)]
-    for rule in architecture.rules
-    if not rule.when or rule.when in flags
-    for layer in (range(layers) if '{L}' in rule.hf else [0])
-  ]
-
-
-def _tensor(rule: Rule, layer: int, experts: int, names) -> Tensor:
-  hf = (rule.hf.replace('{L}', str(layer)),)
-  if '{E}' in rule.hf:
-    hf = tuple(hf[0].replace('{E}', str(e)) for e in range(experts))
-  via = rule.via or (rule.hf.replace('.{E}', ''),)
-  return Tensor(
-    rule, hf, tuple(names(name.replace('{L}', str(layer))) for name in via)
-  )
-
-
-def _name_map(architecture: Architecture, layers: int):
-  gguf = library.load()
-  kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-  mapping = gguf.get_tensor_name_map(kinds[architecture.name], layers)
-
-  def name(hf: str) -> str:
-    found = mapping.get_name(hf, try_suffixes=('.weight', '.bias'))
-    assert found, f'{architecture.name}: gguf has no name for {hf}'
-    return found
-
-  return name
-
-
-def flags_of(
-  architecture: Architecture, layers: int, present: typing.Container[str]
-) -> set[str]:
-  """The flags that the GGUF tensors of a file imply, any of each enough."""
-  names = _name_map(architecture, layers)
-  return {
-    rule.when
-    for rule in architecture.rules
-    if rule.when
-    if any(
-      name in present
-      for layer in range(layers)
-      for name in _tensor(rule, layer, 0, names).gguf
-    )
-  }

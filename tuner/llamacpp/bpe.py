@@ -2,8 +2,8 @@
 
 llama.cpp has each pre-tokenizer built in and finds a model's by hashing a text
 that it encoded. Here a name is found from the structure of tokenizer.json, and
-the structure from the name. A wrong one still encodes, only differently, so what
-the table does not hold is an error.
+the structure from the name. A wrong one still encodes, only differently, so
+what the table does not hold is an error.
 """
 
 import json
@@ -13,7 +13,10 @@ Json = typing.Any
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r' ?[^\s\p{L}\p{N}]+[\r\n%s]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 _START = r'[^\r\n\p{L}\p{N}]?'
-_UPPER, _LOWER = r'[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]', r'[\p{Ll}\p{Lm}\p{Lo}\p{M}]'
+_UPPER, _LOWER = (
+  r'[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]',
+  r'[\p{Ll}\p{Lm}\p{Lo}\p{M}]',
+)
 
 
 def _words(digits: str) -> str:
@@ -107,8 +110,8 @@ def by_structure(tokenizer: Json) -> Pre:
     if (parts, kinds, ignores) == (pre.parts, own, pre.ignores_merges):
       return pre
   raise ValueError(
-    'tokenizer.json: no pre-tokenizer of llama.cpp that is known here has this '
-    f'structure: pre_tokenizer {json.dumps(pre_tokenizer, ensure_ascii=False)}, '
+    'tokenizer.json: no pre-tokenizer of llama.cpp that is known here has '
+    f'this structure: pre_tokenizer {json.dumps(pre_tokenizer, ensure_ascii=False)}, '
     f'normalizer {json.dumps(normalizer, ensure_ascii=False)}, ignore_merges '
     f'{ignores}.'
   )

@@ -1,9 +1,9 @@
-"""config.json from a GGUF file's metadata and back, by the architecture table."""
+"""config.json from a GGUF file's metadata, and back."""
 
 import typing
 
 from tuner.llamacpp import architectures as arch_lib
-from tuner.llamacpp import library, rope
+from tuner.llamacpp import declaration, library, rope
 
 Config = dict[str, typing.Any]
 LAST = (
@@ -19,7 +19,7 @@ LAST = (
 UNUSED = ('rope.scaling.finetuned', 'tensor_data_layout')
 
 
-def normal(architecture: arch_lib.Architecture, config: Config) -> Config:
+def normal(architecture: declaration.Architecture, config: Config) -> Config:
   """A config.json with what transformers takes for granted filled in.
 
   Raises ValueError for a missing key and for what llama.cpp cannot do.
@@ -29,9 +29,7 @@ def normal(architecture: arch_lib.Architecture, config: Config) -> Config:
     raise ValueError(
       'config.json: quantization_config: save the model dequantised first.'
     )
-  heads, width = (
-    config.get(k) for k in ('num_attention_heads', 'hidden_size')
-  )
+  heads, width = (config.get(k) for k in ('num_attention_heads', 'hidden_size'))
   if not heads or not width:
     raise ValueError(
       'config.json: num_attention_heads and hidden_size must be there; found '
@@ -54,7 +52,9 @@ def _same_experts(architecture) -> list[tuple[str, str]]:
   return [names, names[::-1]] if architecture.has_experts else []
 
 
-def _check_fixed(architecture: arch_lib.Architecture, config: Config) -> None:
+def _check_fixed(
+  architecture: declaration.Architecture, config: Config
+) -> None:
   own = config['hidden_size'] // config['num_attention_heads']
   if not architecture.has_head_dim and config['head_dim'] != own:
     raise ValueError(
@@ -77,7 +77,7 @@ def _check_fixed(architecture: arch_lib.Architecture, config: Config) -> None:
     )
 
 
-def attention_scalar(architecture: arch_lib.Architecture, config: Config):
+def attention_scalar(architecture: declaration.Architecture, config: Config):
   """What llama.cpp divides Gemma's scores by the root of."""
   largest = {'gemma2': 46, 'gemma3': 62}.get(architecture.name)
   if config['num_hidden_layers'] == largest:  # The 27B models, told by depth.
@@ -85,20 +85,20 @@ def attention_scalar(architecture: arch_lib.Architecture, config: Config):
   return config['head_dim']
 
 
-def layer_keys(architecture: arch_lib.Architecture, layers: int) -> Config:
-  """config.json's lists of one entry a layer, as llama.cpp has them built in."""
+def layer_keys(architecture: declaration.Architecture, layers: int) -> Config:
+  """config.json's lists of one entry a layer, as llama.cpp has built in."""
   period = architecture.period
   if architecture.name == 'smollm3':
     return {'no_rope_layers': [int((i + 1) % 4 != 0) for i in range(layers)]}
   if not period:
     return {}
   kinds = ('sliding_attention', 'full_attention')
-  return {
-    'layer_types': [kinds[(i + 1) % period == 0] for i in range(layers)]
-  }
+  return {'layer_types': [kinds[(i + 1) % period == 0] for i in range(layers)]}
 
 
-def _check_window(architecture: arch_lib.Architecture, config: Config) -> None:
+def _check_window(
+  architecture: declaration.Architecture, config: Config
+) -> None:
   layers = config.get('num_hidden_layers')
   if not isinstance(layers, int) or layers < 1:
     raise ValueError(f'config.json: num_hidden_layers: {layers}; wanted: >= 1.')
@@ -121,7 +121,20 @@ def _check_window(architecture: arch_lib.Architecture, config: Config) -> None:
     )
 
 
-def flags(architecture: arch_lib.Architecture, config: Config, names) -> set:
+def notes(architecture: declaration.Architecture, config: Config) -> list[str]:
+  """What llama.cpp will do otherwise than config.json says, in words."""
+  window = config.get('sliding_window')
+  if architecture.name == 'phi3' and window:
+    if window < config['max_position_embeddings']:
+      return [
+        f'llama.cpp attends to everything in phi3, not to {window} tokens'
+      ]
+  if architecture.name == 'gpt-oss':
+    return ["llama.cpp rounds yarn's range, which config.json does not"]
+  return []
+
+
+def flags(architecture: declaration.Architecture, config: Config, names) -> set:
   """The rules' conditions that hold. names: the tensors that are there.
 
   Raises ValueError where lm_head.weight is wanted and missing.
@@ -134,7 +147,9 @@ def flags(architecture: arch_lib.Architecture, config: Config, names) -> set:
   return found | (set() if tied else {'untied'} & whens)
 
 
-def to_metadata(architecture: arch_lib.Architecture, config: Config) -> Config:
+def to_metadata(
+  architecture: declaration.Architecture, config: Config
+) -> Config:
   """{key after the architecture's name: value} of a `normal` config."""
   meta = {}
   for field in (*arch_lib.COMMON, *architecture.fields):
@@ -154,7 +169,7 @@ def to_metadata(architecture: arch_lib.Architecture, config: Config) -> Config:
 
 
 def of_metadata(
-  architecture: arch_lib.Architecture,
+  architecture: declaration.Architecture,
   meta: Config,
   vocab_size: int,
   tensors: dict,
@@ -192,7 +207,9 @@ def of_metadata(
   return config | _built_in(architecture, found_flags)
 
 
-def _built_in(architecture: arch_lib.Architecture, found_flags: set) -> Config:
+def _built_in(
+  architecture: declaration.Architecture, found_flags: set
+) -> Config:
   """What metadata need not say, in the order in which transformers lists it."""
   whens = {rule.when for rule in architecture.rules} - {'', 'untied'}
   found = {

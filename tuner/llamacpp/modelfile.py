@@ -2,8 +2,8 @@
 
 Ollama renders conversations by a Go template. One is written only where it is
 known to give the same text as the directory's own chat template: both render
-the same conversations, the Go template by its twin in Python here. Else there is
-none, and Ollama takes the one that it knows for the GGUF's chat template.
+the same conversations, the Go template by its twin in Python here. Else there
+is none, and Ollama takes the one that it knows for the GGUF's chat template.
 """
 
 import json
@@ -26,8 +26,9 @@ class Family(typing.NamedTuple):
 
 
 def _chatml(messages: Messages) -> str:
-  turns = (f'<|im_start|>{m["role"]}\n{m["content"]}<|im_end|>\n'
-           for m in messages)
+  turns = (
+    f'<|im_start|>{m["role"]}\n{m["content"]}<|im_end|>\n' for m in messages
+  )
   return ''.join(turns) + '<|im_start|>assistant\n'
 
 
@@ -206,7 +207,10 @@ def text(
         'for it.'
       )
     else:
-      lines += [f'# {found.family.name}', f'TEMPLATE {_quoted(found.family.go)}']
+      lines += [
+        f'# {found.family.name}',
+        f'TEMPLATE {_quoted(found.family.go)}',
+      ]
   if system is None and found:
     system = found.default_system
   if system:
@@ -243,7 +247,7 @@ def _stops(folder: pathlib.Path) -> list[str]:
   ids = json.loads(file.read_text(encoding='utf-8')).get('eos_token_id')
   ids = ids if isinstance(ids, list) else [ids]
   made = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
-  stops = [made.id_to_token(i) for i in ids if i is not None]
+  stops: list = [made.id_to_token(i) for i in ids if i is not None]
   if not stops or None in stops:
     raise ValueError(f'{file}: eos_token_id: {ids}; wanted: ids of tokens.')
   return stops

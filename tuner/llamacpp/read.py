@@ -17,7 +17,7 @@ import numpy as np
 from tuner.llamacpp import architectures as arch_lib
 from tuner.llamacpp import changes as changes_lib
 from tuner.llamacpp import config as config_lib
-from tuner.llamacpp import library, rope, shards, tokens
+from tuner.llamacpp import declaration, library, rope, shards, tokens
 
 KEPT = {'F16': 'F16', 'BF16': 'BF16'}  # GGUF types that stay what they are.
 KINDS = {dtype: kind for kind, dtype in shards.DTYPES.items()}
@@ -118,11 +118,13 @@ class _Model:
     experts = int(meta.get('expert_count', 0))
     self.architecture = arch_lib.by_name(name, experts > 0)
     layers = int(meta['block_count'])
-    flags = arch_lib.flags_of(self.architecture, layers, self.tensors)
-    self.plan = arch_lib.tensors(self.architecture, layers, experts, flags)
+    flags = declaration.flags_of(self.architecture, layers, self.tensors)
+    self.plan = declaration.tensors(self.architecture, layers, experts, flags)
     self._check_names()
     extra = {
-      name: self._dequantised(name) for name in rope.EXTRA if name in self.tensors
+      name: self._dequantised(name)
+      for name in rope.EXTRA
+      if name in self.tensors
     }
     rows = self._shape('token_embd.weight')[0]
     self._check_rows(rows)
@@ -180,7 +182,9 @@ class _Model:
     try:
       array = gguf.quants.dequantize(data, tensor.tensor_type)
     except NotImplementedError as error:
-      raise ValueError(f'{name} is {tensor.tensor_type.name}: {error}') from None
+      raise ValueError(
+        f'{name} is {tensor.tensor_type.name}: {error}'
+      ) from None
     return array.astype(np.float32, copy=False)
 
   def entries(self) -> list[shards.Entry]:
@@ -190,7 +194,7 @@ class _Model:
       for i in range(len(tensor.hf))
     ]
 
-  def _entry(self, tensor: arch_lib.Tensor, i: int) -> shards.Entry:
+  def _entry(self, tensor: declaration.Tensor, i: int) -> shards.Entry:
     change = tensor.rule.change
     is_expert = '{E}' in tensor.rule.hf
     shapes = [self._shape(name)[is_expert:] for name in tensor.gguf]
@@ -206,7 +210,7 @@ class _Model:
 
 
 def cast(array: np.ndarray, kind: str, name: str) -> np.ndarray:
-  """The array as 'F32', 'F16' or 'BF16'. Raises ValueError where it overflows."""
+  """As 'F32', 'F16' or 'BF16'. Raises ValueError where it overflows."""
   with np.errstate(over='ignore'):
     made = array.astype(shards.numpy_dtype(kind), copy=False)
   if kind == 'F16' and array.dtype != made.dtype:

@@ -11,8 +11,7 @@ import typing
 
 import numpy as np
 
-from tuner.llamacpp import architectures as arch_lib
-from tuner.llamacpp import library
+from tuner.llamacpp import declaration, library
 
 Config = dict[str, typing.Any]
 FREQS = 'rope_freqs.weight'
@@ -109,7 +108,7 @@ def _check(kind: str, rope: Config) -> None:
 
 
 def to_metadata(
-  architecture: arch_lib.Architecture, config: Config
+  architecture: declaration.Architecture, config: Config
 ) -> tuple[Config, dict[str, np.ndarray]]:
   """(metadata without the architecture's name, extra tensors) of a config."""
   rope, local = of_config(config)
@@ -149,7 +148,7 @@ def _scaled(kind: str, factor: float) -> Config:
   return {'rope.scaling.type': kind, 'rope.scaling.factor': factor}
 
 
-def _only(architecture: arch_lib.Architecture, kind: str, name: str) -> None:
+def _only(architecture: declaration.Architecture, kind: str, name: str) -> None:
   if architecture.name != name:
     raise ValueError(
       f'rope type {kind!r} is known for {name}, not for {architecture.name}.'
@@ -162,7 +161,7 @@ def _partial(config: Config) -> float:
   return 1.0 if given is None else float(given)
 
 
-def _yarn(architecture: arch_lib.Architecture, rope: Config) -> Config:
+def _yarn(architecture: declaration.Architecture, rope: Config) -> Config:
   """Raises ValueError for what llama.cpp computes in one way only."""
   usual = 0.1 * math.log(rope['factor']) + 1
   given = rope.get('attention_factor', usual)
@@ -173,7 +172,9 @@ def _yarn(architecture: arch_lib.Architecture, rope: Config) -> Config:
     )
   # llama.cpp rounds the corrected range. gpt-oss does not, yet is served so.
   if not rope.get('truncate', True) and architecture.name != 'gpt-oss':
-    raise ValueError('config.json: yarn with truncate: false; llama.cpp rounds.')
+    raise ValueError(
+      'config.json: yarn with truncate: false; llama.cpp rounds.'
+    )
   return {
     'rope.scaling.type': 'yarn',
     **{key: rope[k] for k, key in YARN.items() if k in rope},
@@ -201,7 +202,7 @@ def llama3_divisors(rope: Config, head_dim: int) -> np.ndarray:
 
 
 def of_metadata(
-  architecture: arch_lib.Architecture,
+  architecture: declaration.Architecture,
   meta: Config,
   config: Config,
   tensors: dict[str, np.ndarray],

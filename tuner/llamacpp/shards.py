@@ -1,8 +1,8 @@
 """Safetensors files read and written one tensor at a time.
 
-`safetensors.numpy.save_file` wants all arrays at once and copies them: twice the
-model in memory. Here the header, which needs only names and shapes, is written
-first and the arrays follow as they are made.
+`safetensors.numpy.save_file` wants all arrays at once and copies them: twice
+the model in memory. Here the header, which needs only names and shapes, is
+written first and the arrays follow as they are made.
 """
 
 import json
@@ -53,7 +53,7 @@ def write(
   if len(shards) == 1:
     _write_file(folder / 'model.safetensors', shards[0])
     return
-  weight_map = {}
+  weight_map: dict[str, str] = {}
   for i, shard in enumerate(shards):
     name = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
     _write_file(folder / name, shard)
@@ -123,7 +123,9 @@ class Reader:
           part = opened.get_slice(name)
           yield name, tuple(part.get_shape()), part.get_dtype()
     except safetensors.SafetensorError as error:
-      raise ValueError(f'{path}: not a whole safetensors file: {error}') from None
+      raise ValueError(
+        f'{path}: not a whole safetensors file: {error}'
+      ) from None
 
   def shape(self, name: str) -> tuple[int, ...]:
     return self._shapes[name]

@@ -1,4 +1,4 @@
-"""A tokenizer's files from a GGUF's metadata, and the metadata from the files."""
+"""A tokenizer's files from the metadata of a GGUF file."""
 
 import dataclasses
 import json
@@ -116,8 +116,11 @@ def of_metadata(fields: Json, config: Json) -> Tokenizer:
   _add_ends(made, fields, tokens, ids, add_bos)
   templates = _templates(fields)
   named = {f'{k}_token': tokens[i] for k, i in ids.items() if i is not None}
-  stops = [fields[f'{PREFIX}{k}_token_id'] for k in STOPS
-           if k == 'eos' or f'{PREFIX}{k}_token_id' in fields]
+  stops = [
+    fields[f'{PREFIX}{k}_token_id']
+    for k in STOPS
+    if k == 'eos' or f'{PREFIX}{k}_token_id' in fields
+  ]
   adds = {'add_bos_token': True} if _adds(fields, 'bos', add_bos) else {}
   template = {'chat_template': templates['']} if '' in templates else {}
   return Tokenizer(
@@ -178,7 +181,7 @@ def _add_tokens(made: Json, fields: Json, tokens, types) -> Json:
   import tokenizers
 
   strips = is_phi3(fields.get('general.name'))
-  decoder, special, plain = {}, [], []
+  decoder, special, plain = {}, [], []  # type: Json, list, list
   for i, token in enumerate(tokens):
     if types[i] not in (CONTROL, USER_DEFINED, UNKNOWN):
       continue
@@ -203,8 +206,10 @@ def _add_ends(made: Json, fields: Json, tokens, ids, add_bos: bool) -> None:
   """The post-processor that puts bos in front and eos behind, if told so."""
   from tokenizers import processors
 
-  wanted = {'bos': _adds(fields, 'bos', add_bos),
-            'eos': _adds(fields, 'eos', False)}
+  wanted = {
+    'bos': _adds(fields, 'bos', add_bos),
+    'eos': _adds(fields, 'eos', False),
+  }
   for name, is_wanted in wanted.items():
     if is_wanted and ids[name] is None:
       raise ValueError(f'{PREFIX}add_{name}_token without a token id.')
@@ -213,8 +218,14 @@ def _add_ends(made: Json, fields: Json, tokens, ids, add_bos: bool) -> None:
   front, back = ([tokens[ids[k]]] if wanted[k] else [] for k in wanted)
   made.post_processor = processors.TemplateProcessing(
     single=[*front, '$A:0', *back],
-    pair=[*front, '$A:0', *back, *(f'{t}:1' for t in front), '$B:1',
-          *(f'{t}:1' for t in back)],
+    pair=[
+      *front,
+      '$A:0',
+      *back,
+      *(f'{t}:1' for t in front),
+      '$B:1',
+      *(f'{t}:1' for t in back),
+    ],
     special_tokens=[(tokens[ids[k]], ids[k]) for k in wanted if wanted[k]],
   )
 

@@ -66,6 +66,11 @@ def _tokens(tokenizer: Json, added: Json, vocab_size: int) -> list[str | None]:
     raise ValueError(
       f'tokenizer.json has a token {most}, config.json vocab_size {vocab_size}.'
     )
+  if odd := [token for token in by_id.values() if '\0' in token]:
+    raise ValueError(
+      f'tokenizer.json: {library.quote(map(repr, odd))}: llama.cpp ends a token '
+      'at a zero byte.'
+    )
   return [by_id.get(i) for i in range(vocab_size)]
 
 
@@ -88,6 +93,11 @@ def _bpe(tokenizer: Json, tokens, added: Json, notes: list[str]) -> Json:
     notes.append(
       f'llama.cpp does not normalise text to {pre.normalizer} as '
       'tokenizer.json does'
+    )
+  if pre.names[0] in ('tekken', 'gpt-4o'):
+    notes.append(
+      'llama.cpp splits combining marks from their letters, tokenizer.json '
+      'does not'
     )
   return {
     f'{PREFIX}model': 'gpt2',
@@ -114,8 +124,11 @@ def _spm(tokenizer: Json, tokens, added: Json, notes: list[str]) -> Json:
   whole = {None, unknown, *spm.BYTES, *(t['content'] for t in added.values())}
   plain = [token for token in tokens if token not in whole]
   made = set(plain)
-  own = [m for m in merges if m.replace(' ', '') in made
-         and made.issuperset(m.split(' '))]
+  own = [
+    m
+    for m in merges
+    if m.replace(' ', '') in made and made.issuperset(m.split(' '))
+  ]
   spm.check_merges(plain, own)
   scores = dict(zip(_filled(tokens), spm.scores_of(_filled(tokens), merges)))
   for i, token in enumerate(tokens):
@@ -154,7 +167,9 @@ def _special(folder: pathlib.Path, own: Json, ids, notes: list[str]) -> Json:
       found[name] = given
   stops = generation.get('eos_token_id', config.get('eos_token_id'))
   stops = stops if isinstance(stops, list) else [stops]
-  stops = [i for i in dict.fromkeys([found.get('eos'), *stops]) if i is not None]
+  stops = [
+    i for i in dict.fromkeys([found.get('eos'), *stops]) if i is not None
+  ]
   if not stops:
     raise ValueError(
       f'{folder}: no eos_token: neither tokenizer_config.json nor '
@@ -180,7 +195,9 @@ def _ends(folder: pathlib.Path, own: Json, meta: Json) -> Json:
     (i for i in range(len(full)) if full[i : i + len(bare)] == bare), None
   )
   if at is None:
-    raise ValueError(f'{folder}/tokenizer.json: post_processor: not understood.')
+    raise ValueError(
+      f'{folder}/tokenizer.json: post_processor: not understood.'
+    )
   ends = {'bos': full[:at], 'eos': full[at + len(bare) :]}
   found = {}
   for name, there in ends.items():
@@ -206,8 +223,10 @@ def _templates(folder: pathlib.Path, own: Json) -> Json:
   if file.is_file():
     named['default'] = file.read_text(encoding='utf-8')
   others = folder / 'additional_chat_templates'
-  named |= {p.stem: p.read_text(encoding='utf-8')
-            for p in sorted(others.glob('*.jinja'))}
+  named |= {
+    p.stem: p.read_text(encoding='utf-8')
+    for p in sorted(others.glob('*.jinja'))
+  }
   template = tokens_lib.TEMPLATE
   return {
     template if name == 'default' else f'{template}.{name}': text

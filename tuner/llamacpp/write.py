@@ -4,6 +4,7 @@ Tensors are laid out from their shapes and then read, changed and quantised one
 after another, so memory holds one tensor (of experts, one stack) at a time.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -14,7 +15,14 @@ import numpy as np
 
 from tuner.llamacpp import architectures as arch_lib
 from tuner.llamacpp import config as config_lib
-from tuner.llamacpp import library, rope, shards, tokens, vocabulary
+from tuner.llamacpp import (
+  declaration,
+  library,
+  rope,
+  shards,
+  tokens,
+  vocabulary,
+)
 from tuner.llamacpp import read as read_lib
 
 # llama.cpp's name of a file's type, and of most of its tensors'.
@@ -75,7 +83,9 @@ class _Model:
 
   def __init__(self, folder: pathlib.Path, dtype: str):
     if not folder.is_dir():
-      raise ValueError(f'{folder} is not a directory; wanted: a Hugging Face model')
+      raise ValueError(
+        f'{folder} is not a directory; wanted: a Hugging Face model'
+      )
     self.gguf = library.load()
     self.dtype = dtype
     try:
@@ -94,6 +104,9 @@ class _Model:
           f'embedding has {rows} rows.'
         )
       self.vocabulary = vocabulary.of_folder(folder, rows)
+      self.vocabulary.notes.extend(
+        config_lib.notes(self.architecture, self.config)
+      )
     except (KeyError, ValueError) as error:
       text = str(error)
       text = text if str(folder) in text else f'{folder}: {text}'
@@ -102,12 +115,12 @@ class _Model:
       self.config[f'num_{k}_heads'] for k in ('attention', 'key_value')
     )
 
-  def _plan(self) -> list[arch_lib.Tensor]:
+  def _plan(self) -> list[declaration.Tensor]:
     names = self.files.names
     flags = config_lib.flags(self.architecture, self.config, names)
     experts = int(self.meta.get('expert_count', 0))
     layers = self.config['num_hidden_layers']
-    plan = arch_lib.tensors(self.architecture, layers, experts, flags)
+    plan = declaration.tensors(self.architecture, layers, experts, flags)
     wanted = {name for tensor in plan for name in tensor.hf}
     missing = sorted(wanted - set(names))
     unknown = sorted(set(names) - wanted)
@@ -131,7 +144,9 @@ class _Model:
   def _parts(self) -> list[_Part]:
     parts = []
     for name, array in self.extra.items():
-      parts.append(_Part(name, 'F32', array.shape, lambda array=array: array))
+      parts.append(
+        _Part(name, 'F32', array.shape, functools.partial(np.asarray, array))
+      )
     for tensor in self.plan:
       shape = self.files.shape(tensor.hf[0])
       change = tensor.rule.change
@@ -143,12 +158,12 @@ class _Model:
             tensor.gguf[i],
             kind,
             stacked,
-            lambda t=tensor, i=i, k=kind: self._make(t, i, k),
+            functools.partial(self._make, tensor, i, kind),
           )
         )
     return parts
 
-  def _kind(self, tensor: arch_lib.Tensor, i: int, shape) -> str:
+  def _kind(self, tensor: declaration.Tensor, i: int, shape) -> str:
     """The GGUF type: llama.cpp's code for vectors and routers wants float32."""
     is_matrix = len(shape) > 1 and tensor.gguf[i].endswith('.weight')
     if tensor.rule.change.is_float32 or not is_matrix:
@@ -156,8 +171,8 @@ class _Model:
     kind = FILE_TYPES[self.dtype][1]
     return 'F16' if kind == 'Q8_0' and shape[-1] % 32 else kind
 
-  def _make(self, tensor: arch_lib.Tensor, i: int, kind: str) -> np.ndarray:
-    """The GGUF tensor's bytes, of one Hugging Face tensor or a stack of them."""
+  def _make(self, tensor: declaration.Tensor, i: int, kind: str) -> np.ndarray:
+    """The GGUF tensor's bytes, of one Hugging Face tensor or a stack."""
 
     def one(name: str) -> np.ndarray:
       hf = self.files.load(name)
