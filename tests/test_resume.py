@@ -17,11 +17,13 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import support
 
 from tuner import checkpoint, commands, commits
 from tuner import experiment as experiment_lib
 from tuner import train as train_lib
 from tuner.data import sources
+from tuner.models import hub
 
 pytestmark = pytest.mark.usefixtures('quick_compiles')
 ROOT = pathlib.Path(__file__).parent.parent
@@ -254,6 +256,30 @@ def test_a_changed_config_is_refused_by_name(config, half, tmp_path, name):
   also = {'batch.accumulate'} if name == 'dropout' else {'data', 'test'}
   assert {'key', fact} <= named <= {'key', fact} | also
   assert snapshot(half) == before
+
+
+def test_another_base_is_refused_by_both_names(
+  config, half, tiny_dir, tmp_path
+):
+  """Path, revision and hash of each; the same bytes elsewhere are the same."""
+  other, again = tmp_path / 'other', tmp_path / 'again'
+  shutil.copytree(tiny_dir, again)
+  other.mkdir()
+  support.write_model(other, seed=1)
+  workdir = shutil.copytree(half, tmp_path / 'run')
+  config.model.path = str(other)
+  with pytest.raises(ValueError) as caught:
+    commands.train(config, workdir)
+  first, then, now, last = str(caught.value).splitlines()
+  assert first == f'{workdir}: another base.'
+  assert then.endswith(
+    f'{tiny_dir} at revision None, weights sha256 {hub.weights_hash(tiny_dir)}'
+  )
+  assert now.endswith(
+    f'{other} at revision None, weights sha256 {hub.weights_hash(other)}'
+  )
+  config.model.path = str(again)
+  assert commands.train(config, workdir) == 0
 
 
 def test_allow_change_lets_one_through(config, half, tmp_path):

@@ -14,7 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from tuner import convert, dataset, examine, measure, rundir, sections
+from tuner import (
+  basedir,
+  convert,
+  dataset,
+  examine,
+  measure,
+  rundir,
+  sections,
+)
 from tuner import experiment as experiment_lib
 from tuner.data import files, outliers
 from tuner.data import rows as rows_lib
@@ -51,7 +59,7 @@ def run(
     raise ValueError(f'--losses={losses}; wanted: 0 or more.')
   clean = pathlib.Path(write_clean).expanduser() if write_clean else None
   _check_outputs(config, file, workdir, clean)
-  base_dir = hub.base_directory(config.model.path, config.model.revision)
+  base_dir = basedir.find(config.model.path, config.model.revision)
   tokenizer, stop_ids = dataset.load_tokenizer(config, base_dir)
   data = dataset.load(config, tokenizer, stop_ids)
   color = sys.stdout.isatty()

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from tuner import (
+  basedir,
   check,
   checkpoint,
   commits,
@@ -28,7 +29,7 @@ from tuner import stop as stop_lib
 from tuner import train as train_lib
 from tuner.artifacts import prompts
 from tuner.data import split as split_lib
-from tuner.models import weights
+from tuner.models import hub, weights
 
 Experiment = experiment_lib.Experiment
 
@@ -60,6 +61,8 @@ def _train(experiment, workdir, allow_change, stop) -> int:
   ) as checkpoints:  # fmt: skip
     resumed = checkpoints.newest()
     if resumed is not None:
+      if not {'model', 'model.weights'} & set(allow_change):
+        _check_base(experiment, workdir)
       then = checkpoints.record(resumed)['facts']
       commits.compare_facts(then, checkpoints.facts, allow_change)
     _write_json(workdir / 'config.json', experiment.resolved)
@@ -273,6 +276,22 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _check_base(experiment: Experiment, workdir: pathlib.Path) -> None:
+  """Raises ValueError where the run began on another base, naming both."""
+  try:
+    then = json.loads((workdir / 'run.json').read_text(encoding='utf-8'))
+    base = then['base']
+  except (OSError, ValueError, KeyError, TypeError):
+    return  # The facts of the checkpoint are compared all the same.
+  hub.check_identity(base, _identity(experiment), str(workdir))
+
+
+def _identity(experiment: Experiment) -> dict[str, Any]:
+  return basedir.identity(
+    experiment.base_dir, experiment.config.model.path, experiment.revision
+  )
+
+
 def _measure_base(experiment, base, test, workdir) -> None:
   if test is None or not experiment.config.evaluate.base:
     return
@@ -289,11 +308,7 @@ def _run_record(experiment: Experiment, facts) -> dict[str, Any]:
   return {
     'facts': facts,
     'versions': commits.versions(),
-    'base': {
-      'path': experiment.config.model.path,
-      'revision': experiment.revision,
-      'weights': facts['model']['weights'],
-    },
+    'base': _identity(experiment),
     'split': {
       name: {
         'n': len(rows),
