@@ -262,7 +262,7 @@ def _written(trained, names, out, stack) -> Iterator:
   for name in names:
     start_s = time.perf_counter()
     folder = stack.enter_context(folders.Folder(out / name))
-    rundir.check_space(out, export_lib.needed_bytes(name, trained, places))
+    rundir.check_space(out, export_lib.needed_bytes(name, trained))
     export_lib.FORMATS[name](folder.scratch, trained, places)
     places[name] = folder.scratch
     size = rundir.human(folders.size(folder.scratch))

@@ -232,7 +232,7 @@ def test_needed_bytes_are_enough(made, tmp_path):
     used = sum(
       f.stat().st_size for f in (tmp_path / name).rglob('*') if f.is_file()
     )
-    needed = export.needed_bytes(name, made.state, {})
+    needed = export.needed_bytes(name, made.state)
     assert used <= needed <= used + 2 * export.OTHER_BYTES
 
 

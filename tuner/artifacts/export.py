@@ -36,7 +36,7 @@ BYTES = {
 OTHER_BYTES = 2**20  # of cards, prompts and headers
 
 
-def needed_bytes(name: str, trained: Trained, done: Done) -> int:
+def needed_bytes(name: str, trained: Trained) -> int:
   """What a format takes on the disk, by the declaration and a little more."""
   sizes, own = trained.model.config.sizes, trained.config.export
   count = weights.count(trained.rows, sizes)
@@ -45,9 +45,9 @@ def needed_bytes(name: str, trained: Trained, done: Done) -> int:
     shapes = trained.adaptation.shapes(sizes).values()
     return rest + 4 * sum(map(math.prod, shapes))
   if name == 'gguf':
-    scratch = 0 if _is_source(trained, done) else 4 * count
+    # As float32, it is written before and read again after.
     # Vectors stay float32; of them there are few.
-    return rest + scratch + int(count * BYTES[own.gguf_dtype])
+    return rest + 4 * count + int(count * BYTES[own.gguf_dtype])
   return rest + int(count * BYTES[trained.dtype])
 
 

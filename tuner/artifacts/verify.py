@@ -9,7 +9,6 @@ own greedy answer would differ from there on.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -219,6 +218,3 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
   """The first index at which they differ; their common length if none."""
   pairs = enumerate(zip(a, b, strict=False))
   return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-render = functools.partial(prompts_lib.again)
