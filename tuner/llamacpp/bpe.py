@@ -111,7 +111,8 @@ def by_structure(tokenizer: Json) -> Pre:
       return pre
   raise ValueError(
     'tokenizer.json: no pre-tokenizer of llama.cpp that is known here has '
-    f'this structure: pre_tokenizer {json.dumps(pre_tokenizer, ensure_ascii=False)}, '
+    f'this structure: pre_tokenizer '
+    f'{json.dumps(pre_tokenizer, ensure_ascii=False)}, '
     f'normalizer {json.dumps(normalizer, ensure_ascii=False)}, ignore_merges '
     f'{ignores}.'
   )

@@ -1,8 +1,8 @@
 """The form of an architecture's declaration, and the tensors it comes to.
 
 An `Architecture` says which metadata key is which key of config.json
-(`fields`), what llama.cpp has built in, so that a config may not say
-otherwise (`fixed`), and what is done to each weight (`rules`). Names of tensors are not
+(`fields`), what llama.cpp has built in, so that a config may not say otherwise
+(`fixed`), and what is done to each weight (`rules`). Names of tensors are not
 here: `gguf.get_tensor_name_map` maps Hugging Face's to GGUF's.
 """
 

@@ -68,8 +68,8 @@ def _tokens(tokenizer: Json, added: Json, vocab_size: int) -> list[str | None]:
     )
   if odd := [token for token in by_id.values() if '\0' in token]:
     raise ValueError(
-      f'tokenizer.json: {library.quote(map(repr, odd))}: llama.cpp ends a token '
-      'at a zero byte.'
+      f'tokenizer.json: {library.quote(map(repr, odd))}: llama.cpp ends a '
+      'token at a zero byte.'
     )
   return [by_id.get(i) for i in range(vocab_size)]
 
