@@ -34,9 +34,11 @@ class Entry(typing.NamedTuple):
 
 def numpy_dtype(kind: str) -> np.dtype:
   """The numpy type of 'F32', 'F16' or 'BF16'."""
-  import ml_dtypes
+  if kind != 'BF16':
+    return np.dtype(DTYPES[kind])
+  import jax.numpy as jnp  # Its scalar type is the one safetensors reads.
 
-  return np.dtype(getattr(ml_dtypes if kind == 'BF16' else np, DTYPES[kind]))
+  return np.dtype(jnp.bfloat16)
 
 
 def write(
