@@ -181,6 +181,7 @@ def same_files(one, other):
   'name, changes, message',
   [
     ('mixtral', dict(router_jitter_noise=0.1), 'router_jitter_noise: 0.1'),
+    ('qwen3_moe', dict(num_local_experts=4), 'num_local_experts is 4'),
     ('deepseek_v3', dict(norm_topk_prob=False), 'norm_topk_prob: False'),
     ('deepseek_v3', dict(scoring_func='softmax'), "scoring_func: 'softmax'"),
     ('deepseek_v3', dict(n_group=3), 'n_group: 3'),

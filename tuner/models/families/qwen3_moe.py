@@ -21,11 +21,16 @@ DEFAULTS = {
 
 
 def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
-  """The config.json of a Qwen3 of experts."""
+  """The config.json of a Qwen3 of experts. Raises ValueError."""
   # The hub's files say num_experts, those of `transformers` 5 the other.
-  renamed = config.get('num_local_experts')
-  if config.get('num_experts') is None and renamed is not None:
-    config = {**config, 'num_experts': renamed}
+  counts = {config.get(k) for k in ('num_experts', 'num_local_experts')}
+  counts -= {None}
+  if len(counts) > 1:
+    raise ValueError(
+      f'config.json: num_experts is {config["num_experts"]} and '
+      f'num_local_experts is {config["num_local_experts"]}; they must agree.'
+    )
+  config = {**config, **{'num_experts': count for count in counts}}
   config = {**DEFAULTS, **config}
   base = llama.decoder_config(config)
   experts = moe.Experts(
