@@ -30,7 +30,8 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
       f'config.json: num_experts is {config["num_experts"]} and '
       f'num_local_experts is {config["num_local_experts"]}; they must agree.'
     )
-  config = {**config, **{'num_experts': count for count in counts}}
+  if counts:
+    config = {**config, 'num_experts': counts.pop()}
   config = {**DEFAULTS, **config}
   base = llama.decoder_config(config)
   experts = moe.Experts(
