@@ -207,6 +207,21 @@ def test_cached_decoding_is_the_argmax_of_the_full_forward(name, tmp_path):
     assert row[start : start + 6].tolist() == answer
 
 
+def test_a_stretching_rope_goes_by_the_text_and_not_by_its_padding(tmp_path):
+  """A short prompt, padded beyond the original length; then beyond it."""
+  parity.write(tmp_path, cases.CASES['phi3-longrope_within'])
+  model = weights.fill(*support.load_model(tmp_path))
+  original = model.config.ropes[0].original
+  assert 16 <= original < 40
+  rng = np.random.default_rng(1)
+  prompts = [rng.integers(3, 64, n).tolist() for n in (10, original + 1)]
+  answers = greedy.generate(model, prompts, [-1], 6)
+  for prompt, answer in zip(prompts, answers, strict=True):
+    row = np.array([prompt + answer])
+    best = np.asarray(support.logits(model, row)).argmax(-1)[0]
+    assert best[len(prompt) - 1 : -1].tolist() == answer
+
+
 def write_golden():
   """Writes GOLDEN from `transformers`."""
   logits, sizes = [], []

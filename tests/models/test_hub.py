@@ -311,8 +311,10 @@ class TestErrors:
         f'{", ".join(families.known())}.',
       ),
       (
-        dict(auto_map={'AutoModel': 'evil.Model'}),
-        'DIR/config.json: auto_map: code in model directories is not run.',
+        dict(model_type='evil', auto_map={'AutoModel': 'evil.Model'}),
+        "config.json: model_type: 'evil' is not supported; supported: "
+        f'{", ".join(families.known())}. The code that its auto_map names is '
+        'not run.',
       ),
       (
         dict(rope_parameters={'rope_type': 'axial'}),

@@ -40,8 +40,6 @@ def generate(
   for start in range(0, len(order), rows):
     batch = order[start : start + rows]
     longest = max(len(prompts[i]) for i in batch)
-    # No further than the positions: dynamic rope would turn all by another
-    # angle for the sake of padding.
     width = min(-(-longest // BUCKET) * BUCKET, model.config.max_positions)
     tokens = np.zeros((rows, width), np.int32)
     lengths = np.ones(len(tokens), np.int32)
@@ -79,8 +77,10 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 def _decode(model, tokens_BT, lengths_B, active_B, stop_ids, max_tokens):
   """Generated ids [B, max_tokens]; what follows a stop token means nothing."""
   memory = empty_cache(model, len(tokens_BT), tokens_BT.shape[1] + max_tokens)
+  # Ropes that stretch with the text turn all its keys by one length.
+  ends_B = lengths_B + max_tokens
   positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-  x_BTD, memory = _run(model, tokens_BT, positions, memory)
+  x_BTD, memory = _run(model, tokens_BT, positions, memory, ends_B)
   last = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
 
   def goes_on(carry):
@@ -93,7 +93,7 @@ def _decode(model, tokens_BT, lengths_B, active_B, stop_ids, max_tokens):
     out = out.at[:, step].set(token_B)
     done_B = done_B | jnp.isin(token_B, stop_ids)
     positions = (lengths_B + step)[:, None]
-    x_B1D, memory = _run(model, token_B[:, None], positions, memory)
+    x_B1D, memory = _run(model, token_B[:, None], positions, memory, ends_B)
     return step + 1, x_B1D, memory, done_B, out
 
   out = jnp.zeros((len(tokens_BT), max_tokens), jnp.int32)
@@ -108,7 +108,7 @@ def empty_cache(model: decoder.Decoder, batch: int, slots: int):
   return tuple(jnp.zeros((*lead, size), dtype) for size in sizes)
 
 
-def _run(model, tokens_BT, positions_BT, memory):
+def _run(model, tokens_BT, positions_BT, memory, ends_B):
   """Hidden states of tokens whose keys and values join the cache."""
   row_B1 = jnp.arange(len(tokens_BT))[:, None]
 
@@ -121,4 +121,4 @@ def _run(model, tokens_BT, positions_BT, memory):
     )
     return out, (keys, values)
 
-  return model(tokens_BT, positions_BT, attend, memory)[:2]
+  return model(tokens_BT, positions_BT, attend, memory, lengths_B=ends_B)[:2]

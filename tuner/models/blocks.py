@@ -55,12 +55,12 @@ class Attention(nnx.Module):
       declared = w(dims, hf=bias(part), layout=layout, init='zeros')
       setattr(self, f'{part}_bias', declared)
     if config.qk_norm == 'head':  # Each head's own channels.
-      self.q_norm = w('H', hf='self_attn.q_norm.weight', init='ones')
-      self.k_norm = w('H', hf='self_attn.k_norm.weight', init='ones')
+      self.q_norm = w('H', hf='self_attn.q_norm.weight', init=config.norm.init)
+      self.k_norm = w('H', hf='self_attn.k_norm.weight', init=config.norm.init)
     elif config.qk_norm == 'heads':  # All heads' channels as one.
       q, k = 'self_attn.q_norm.weight', 'self_attn.k_norm.weight'
-      self.q_norm = w('NH', hf=q, layout='(NH)', init='ones')
-      self.k_norm = w('KH', hf=k, layout='(KH)', init='ones')
+      self.q_norm = w('NH', hf=q, layout='(NH)', init=config.norm.init)
+      self.k_norm = w('KH', hf=k, layout='(KH)', init=config.norm.init)
     if config.sinks:
       self.sinks = w('N', hf='self_attn.sinks')
 
@@ -135,7 +135,7 @@ class Block(nnx.Module):
   def __init__(self, config, layer):
     for place, hf in dataclasses.asdict(config.norms).items():
       if hf is not None:
-        declared = weights.weight('D', hf=f'{hf}.weight', init='ones')
+        declared = weights.weight('D', hf=f'{hf}.weight', init=config.norm.init)
         setattr(self, f'{place}_norm', declared)
     self.attention = layer.attention(config, layer)
     self.mlp = layer.mlp(config, layer)

@@ -168,7 +168,9 @@ class Decoder(nnx.Module):
         block = layer.block(config, layer)
         bodies.append(weights.stack(block, 'model.layers.{L}.', numbers))
     self.blocks = nnx.List(bodies)
-    self.norm = weights.weight('D', hf='model.norm.weight', init='ones')
+    self.norm = weights.weight(
+      'D', hf='model.norm.weight', init=config.norm.init
+    )
     if not config.tied:
       self.head = weights.weight('DV', hf='lm_head.weight', layout='VD')
     self.config = config

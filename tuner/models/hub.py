@@ -87,8 +87,6 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
       )
     raise ValueError(f'{file} is missing: {path} is not a model directory.')
   config = tensors.read_json(file)
-  if 'auto_map' in config:
-    raise ValueError(f'{file}: auto_map: code in model directories is not run.')
   if quantised := config.get('quantization_config'):
     _check_quantised(file, quantised)
   return config

@@ -25,6 +25,11 @@ class Norm:
   offset: float = 0.0
   scaled_in: str = 'own'
 
+  @property
+  def init(self) -> str:
+    """What a fresh scale holds, so that it multiplies by 1."""
+    return 'zeros' if self.offset else 'ones'
+
 
 def rms_norm(x: jax.Array, scale_D: jax.Array, norm: Norm) -> jax.Array:
   """x / rms(x) * scale over the last axis, the mean in float32.

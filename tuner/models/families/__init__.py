@@ -21,15 +21,21 @@ def decoder_of(config: dict[str, Any]) -> decoder.Decoder:
   if model_type not in known():
     raise ValueError(
       f'config.json: model_type: {model_type!r} is not supported; supported: '
-      f'{", ".join(known())}.{_inner(config)}'
+      f'{", ".join(known())}.{_more(config)}'
     )
   family = importlib.import_module(f'{__name__}.{model_type}')
   keys.refuse_others(config, family.READS)
   return decoder.Decoder(family.decoder_config(config))
 
 
-def _inner(config: dict[str, Any]) -> str:
-  """What to say of a model of text and images: its text part stands alone."""
+def _more(config: dict[str, Any]) -> str:
+  """What more to say of a model that is not supported.
+
+  Of text and images, the text part stands alone. Code that a directory brings
+  is not run; beside a known model_type it is not needed.
+  """
+  if 'auto_map' in config:
+    return ' The code that its auto_map names is not run.'
   inner = config.get('text_config')
   if not isinstance(inner, dict):
     return ''
