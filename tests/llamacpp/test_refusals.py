@@ -270,6 +270,13 @@ def test_tensors_of_a_directory(make):
   )
 
 
+def test_a_tensor_of_another_shape(make):
+  folder, _ = make('llama')
+  name = 'model.layers.1.mlp.up_proj.weight'
+  change_weights(folder, **{name: np.zeros((60, 32), np.float32)})
+  refuse_folder(folder, rf'{name} has shape \(60, 32\); .* implies \(64, 32\)')
+
+
 def test_a_tied_head_must_be_the_embedding(make, tmp_path):
   folder, weights = make('llama')
   head = {'lm_head.weight': weights['model.embed_tokens.weight']}

@@ -2,7 +2,7 @@
 
 `read.convert` makes a directory of a GGUF file, `write.write` a GGUF file of
 a directory, and `modelfile.text` the Modelfile beside it. Both directions read
-one declaration (`architectures`, `rope`, `bpe`, `spm`): which key of
-config.json is which metadata key, and what llama.cpp changes in a weight on
-the way in. What that declaration does not know is refused by name.
+the declaration of the model's own weights (`tuner.models`) and beside it what
+llama.cpp has otherwise (`architectures`, `changes`, `rope`, `bpe`, `spm`): keys
+of metadata and changes of a weight. What neither knows is refused by name.
 """

@@ -1,5 +1,6 @@
 """config.json from a GGUF file's metadata, and back."""
 
+import re
 import typing
 
 from tuner.llamacpp import architectures as arch_lib
@@ -15,6 +16,12 @@ LAST = (
   'initializer_range',
   'use_cache',
 )
+HEAD = 'output.weight'
+# The names by which a file says that a config has biases.
+BIASES = {
+  'attention_bias': re.compile(r'blk\.\d+\.attn_\w+\.bias$'),
+  'mlp_bias': re.compile(r'blk\.\d+\.ffn_\w+\.bias$'),
+}
 # Metadata that changes nothing here, after the architecture's name.
 UNUSED = ('rope.scaling.finetuned', 'tensor_data_layout')
 
@@ -44,7 +51,7 @@ def normal(architecture: declaration.Architecture, config: Config) -> Config:
       config[one] = config.get(other)
   _check_fixed(architecture, config)
   _check_window(architecture, config)
-  return config
+  return config | {key: value for key, (value, _) in architecture.fixed.items()}
 
 
 def _same_experts(architecture) -> list[tuple[str, str]]:
@@ -134,19 +141,6 @@ def notes(architecture: declaration.Architecture, config: Config) -> list[str]:
   return []
 
 
-def flags(architecture: declaration.Architecture, config: Config, names) -> set:
-  """The rules' conditions that hold. names: the tensors that are there.
-
-  Raises ValueError where lm_head.weight is wanted and missing.
-  """
-  tied = config.get('tie_word_embeddings')
-  if tied is None:
-    tied = 'lm_head.weight' not in names
-  whens = {rule.when for rule in architecture.rules if rule.when}
-  found = {when for when in whens if config.get(when)}
-  return found | (set() if tied else {'untied'} & whens)
-
-
 def to_metadata(
   architecture: declaration.Architecture, config: Config
 ) -> Config:
@@ -173,11 +167,13 @@ def of_metadata(
   meta: Config,
   vocab_size: int,
   tensors: dict,
-  found_flags: set,
+  names: typing.Collection[str],
 ) -> Config:
   """config.json without token ids and dtype; meta: after the name.
 
-  Raises ValueError naming a key that is missing, not known, or contradicted.
+  tensors: rope's own. names: of all tensors, which say of biases and of a head
+  whether there are any. What `check_whole` wants is still to be asked. Raises
+  ValueError naming a key that is missing, not known, or contradicted.
   """
   meta = {k: v for k, v in meta.items() if k not in UNUSED}
   if meta.pop('attention.causal', True) is not True:
@@ -201,20 +197,19 @@ def of_metadata(
       f'{library.quote(unknown)}.'
     )
   config |= layer_keys(architecture, layers)
-  config['tie_word_embeddings'] = 'untied' not in found_flags
+  config['tie_word_embeddings'] = HEAD not in names
   if architecture.name in ('gemma2', 'gemma3'):
     config['query_pre_attn_scalar'] = attention_scalar(architecture, config)
-  return config | _built_in(architecture, found_flags)
+  return config | _built_in(architecture, names)
 
 
 def _built_in(
-  architecture: declaration.Architecture, found_flags: set
+  architecture: declaration.Architecture, names: typing.Collection[str]
 ) -> Config:
   """What metadata need not say, in the order in which transformers lists it."""
-  whens = {rule.when for rule in architecture.rules} - {'', 'untied'}
   found = {
     **{key: value for key, (value, _) in architecture.fixed.items()},
-    **{when: when in found_flags for when in whens},
+    **{key: any(map(BIASES[key].match, names)) for key in architecture.biases},
     **arch_lib.USUAL,
     **architecture.written,
   }
@@ -242,9 +237,7 @@ def _take_fields(architecture, meta: Config, config: Config) -> None:
         f'{field.key} is {value}, another key says {config[field.config]}.'
       )
     config[field.config] = value
-  for field in fields:
-    if field.required and config[field.config] is None:
-      raise ValueError(f'{architecture.name}.{field.key} is missing.')
+  _check_said(architecture, config, arch_lib.COMMON)
   heads = config['num_attention_heads']
   own = config['hidden_size'] // heads
   config['num_key_value_heads'] = config['num_key_value_heads'] or heads
@@ -254,6 +247,20 @@ def _take_fields(architecture, meta: Config, config: Config) -> None:
       f'attention.key_length is {config["head_dim"]}; {architecture.name} has '
       f'embedding_length / head_count = {own}.'
     )
+
+
+def _check_said(architecture, config: Config, fields) -> None:
+  for field in fields:
+    if field.required and config[field.config] is None:
+      raise ValueError(f'{architecture.name}.{field.key} is missing.')
+
+
+def check_whole(architecture: declaration.Architecture, config: Config) -> None:
+  """Raises ValueError for a key that the architecture wants and no other does.
+
+  Apart, as a file whose tensors are another architecture's is to say so.
+  """
+  _check_said(architecture, config, architecture.fields)
 
 
 def _take_pattern(architecture, meta: Config) -> None:

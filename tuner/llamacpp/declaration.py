@@ -2,14 +2,19 @@
 
 An `Architecture` says which metadata key is which key of config.json
 (`fields`), what llama.cpp has built in, so that a config may not say otherwise
-(`fixed`), and what is done to each weight (`rules`). Names of tensors are not
-here: `gguf.get_tensor_name_map` maps Hugging Face's to GGUF's.
+(`fixed`), and which weights it changes (`rules`). Which weights there are is
+said once, by the model's own declaration in `tuner.models`; their names here
+are `gguf.get_tensor_name_map`'s of Hugging Face's.
 """
 
 import dataclasses
+import re
 import typing
 
 from tuner.llamacpp import changes, library
+from tuner.models import families, weights
+
+Config = typing.Mapping[str, typing.Any]
 
 
 class Field(typing.NamedTuple):
@@ -22,17 +27,15 @@ class Field(typing.NamedTuple):
 
 
 class Rule(typing.NamedTuple):
-  """One kind of tensor: its Hugging Face name and how llama.cpp changes it.
+  """How llama.cpp changes the weights whose Hugging Face names end in `hf`.
 
-  hf: may hold {L}, the layer, and {E}, the expert; llama.cpp stacks experts.
-  via: the names under which the name map knows its GGUF tensors; () is hf.
-  when: the config key that must be true for the tensor to be there.
+  via: what to put instead of that end, for each GGUF tensor, to have a name
+  that the name map knows; () is the end itself.
   """
 
   hf: str
-  change: changes.Change = changes.SAME
+  change: changes.Change
   via: tuple[str, ...] = ()
-  when: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Architecture:
   """name: llama.cpp's; model_types: config.json's, the first one is written.
 
   fixed: {key of config.json: (built in, what its absence means)}.
+  biases: keys of config.json that a file says by the biases that it holds.
   period: of layers, where all but each period's last attend to a window.
   has_head_dim: whether config.json may say a head_dim other than D / N.
   """
@@ -47,47 +51,77 @@ class Architecture:
   name: str
   model_types: tuple[str, ...]
   class_name: str
-  rules: tuple[Rule, ...]
+  rules: tuple[Rule, ...] = ()
   fields: tuple[Field, ...] = ()
   fixed: typing.Mapping[str, tuple[object, object]] = dataclasses.field(
     default_factory=dict
   )
+  biases: tuple[str, ...] = ()
   period: int = 0
   has_head_dim: bool = False
-  has_experts: bool = False
-  permuted: bool = False
   written: typing.Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+  @property
+  def has_experts(self) -> bool:
+    return any(field.key == 'expert_count' for field in self.fields)
+
+  @property
+  def permuted(self) -> bool:
+    """Whether rows of q and k lie otherwise than at Hugging Face."""
+    return any(rule.change is changes.ROPE_Q for rule in self.rules)
 
 
 class Tensor(typing.NamedTuple):
-  """A rule in one layer: Hugging Face names (one an expert) and GGUF names."""
+  """One layer of a declared weight: Hugging Face's tensors and GGUF's.
 
-  rule: Rule
+  hf: the names, one an expert where Hugging Face has those apart; llama.cpp
+  has them in one (is_stack). shape: of each. gguf: one name, or two.
+  """
+
   hf: tuple[str, ...]
+  shape: tuple[int, ...]
   gguf: tuple[str, ...]
+  change: changes.Change
+  is_stack: bool
+
+  @property
+  def gguf_shapes(self) -> list[tuple[int, ...]]:
+    lead = (len(self.hf),) if self.is_stack else ()
+    return [(*lead, *own) for own in self.change.gguf_shapes(self.shape)]
 
 
-def tensors(
-  architecture: Architecture, layers: int, experts: int, flags: set[str]
-) -> list[Tensor]:
-  """All tensors of a model whose config says `flags`, in the rules' order."""
-  return [
-    _tensor(rule, layer, experts, names)
-    for names in [_name_map(architecture, layers)]
-    for rule in architecture.rules
-    if not rule.when or rule.when in flags
-    for layer in (range(layers) if '{L}' in rule.hf else [0])
-  ]
+def tensors(architecture: Architecture, config: Config) -> list[Tensor]:
+  """All tensors of the model that a config.json declares, in its order.
+
+  Raises ValueError for a config that `tuner.models` does not know.
+  """
+  # What is not said is what the family takes for granted.
+  said = {key: value for key, value in config.items() if value is not None}
+  model = families.decoder_of(said)
+  name_of = _name_map(architecture, said['num_hidden_layers'])
+  sizes, found = model.config.sizes, []
+  for row in weights.rows(model).values():
+    rule = _rule(architecture, row)
+    names = list(row.names(sizes).values())
+    is_stack = 'E' in row.stacked
+    apart = sizes['E'] if is_stack else 1
+    for i in range(0, len(names), apart):
+      own = tuple(names[i : i + apart])
+      known = tuple(name_of(via) for via in _via(rule, own[0]))
+      shape = row.hf_shape(sizes)
+      found.append(Tensor(own, shape, known, rule.change, is_stack))
+  return found
 
 
-def _tensor(rule: Rule, layer: int, experts: int, names) -> Tensor:
-  hf: tuple[str, ...] = (rule.hf.replace('{L}', str(layer)),)
-  if '{E}' in rule.hf:
-    hf = tuple(hf[0].replace('{E}', str(e)) for e in range(experts))
-  via = rule.via or (rule.hf.replace('.{E}', ''),)
-  return Tensor(
-    rule, hf, tuple(names(name.replace('{L}', str(layer))) for name in via)
-  )
+def _rule(architecture: Architecture, row: weights.Row) -> Rule:
+  fitting = (r for r in architecture.rules if row.hf.endswith(r.hf))
+  return next(fitting, Rule('', changes.SAME))
+
+
+def _via(rule: Rule, name: str) -> list[str]:
+  """The names that the name map knows; experts have no number there."""
+  name = re.sub(r'(\.experts)\.\d+', r'\1', name)
+  return [name.removesuffix(rule.hf) + end for end in rule.via or (rule.hf,)]
 
 
 def _name_map(architecture: Architecture, layers: int):
@@ -103,18 +137,14 @@ def _name_map(architecture: Architecture, layers: int):
   return name
 
 
-def flags_of(
-  architecture: Architecture, layers: int, present: typing.Container[str]
-) -> set[str]:
-  """The flags that the GGUF tensors of a file imply, any of each enough."""
-  names = _name_map(architecture, layers)
-  return {
-    rule.when
-    for rule in architecture.rules
-    if rule.when
-    if any(
-      name in present
-      for layer in range(layers)
-      for name in _tensor(rule, layer, 0, names).gguf
+def check_names(
+  what: str, wanted: typing.Iterable[str], there: typing.Iterable[str]
+) -> None:
+  """Raises one ValueError with all missing and all unknown tensors."""
+  wanted, there = set(wanted), set(there)
+  missing, unknown = sorted(wanted - there), sorted(there - wanted)
+  if missing or unknown:
+    raise ValueError(
+      f'{what} tensors missing: {library.quote(missing) or "none"}; not known: '
+      f'{library.quote(unknown) or "none"}.'
     )
-  }

@@ -117,20 +117,22 @@ class _Model:
     }
     experts = int(meta.get('expert_count', 0))
     self.architecture = arch_lib.by_name(name, experts > 0)
-    layers = int(meta['block_count'])
-    flags = declaration.flags_of(self.architecture, layers, self.tensors)
-    self.plan = declaration.tensors(self.architecture, layers, experts, flags)
-    self._check_names()
     extra = {
       name: self._dequantised(name)
       for name in rope.EXTRA
       if name in self.tensors
     }
-    rows = self._shape('token_embd.weight')[0]
-    self._check_rows(rows)
+    rows = self._rows()
     self.config = config_lib.of_metadata(
-      self.architecture, meta, rows, extra, flags
+      self.architecture, meta, rows, extra, self.tensors
     )
+    self.plan = declaration.tensors(self.architecture, self.config)
+    declaration.check_names(
+      self.architecture.name,
+      {name for tensor in self.plan for name in tensor.gguf},
+      {*self.tensors} - {*rope.EXTRA},
+    )
+    config_lib.check_whole(self.architecture, self.config)
     kind = self._kind('token_embd.weight', False)
     self.dtypes = dict.fromkeys(['torch_dtype', 'dtype'], shards.DTYPES[kind])
     self.heads = tuple(
@@ -146,22 +148,14 @@ class _Model:
         f'one of {parts} parts; join them with llama-gguf-split --merge.'
       )
 
-  def _check_names(self) -> None:
-    """All missing and all unknown tensors at once."""
-    wanted = {name for tensor in self.plan for name in tensor.gguf}
-    missing = [name for name in sorted(wanted) if name not in self.tensors]
-    unknown = sorted(set(self.tensors) - wanted - {*rope.EXTRA})
-    if missing or unknown:
-      raise ValueError(
-        f'{self.architecture.name} tensors missing: '
-        f'{library.quote(missing) or "none"}; not known: '
-        f'{library.quote(unknown) or "none"}.'
-      )
-
-  def _check_rows(self, rows: int) -> None:
+  def _rows(self) -> int:
+    """Of the embedding, which is as large as the vocabulary."""
     n_tokens = len(self.fields[f'{TOKENIZER}ggml.tokens'])
-    if n_tokens != rows:
+    if 'token_embd.weight' not in self.tensors:
+      return n_tokens
+    if (rows := self._shape('token_embd.weight')[0]) != n_tokens:
       raise ValueError(f'{n_tokens} tokens, and an embedding of {rows} rows.')
+    return rows
 
   def _shape(self, name: str) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(self.tensors[name].shape))
@@ -195,13 +189,12 @@ class _Model:
     ]
 
   def _entry(self, tensor: declaration.Tensor, i: int) -> shards.Entry:
-    change = tensor.rule.change
-    is_expert = '{E}' in tensor.rule.hf
-    shapes = [self._shape(name)[is_expert:] for name in tensor.gguf]
+    change = tensor.change
+    shapes = [self._shape(name)[tensor.is_stack :] for name in tensor.gguf]
     kind = self._kind(tensor.gguf[0], change is changes_lib.ONE_MORE)
 
     def make() -> np.ndarray:
-      expert = i if is_expert else None
+      expert = i if tensor.is_stack else None
       parts = [self._dequantised(name, expert) for name in tensor.gguf]
       array = change.to_hf(parts, self.heads)
       return cast(array, kind, tensor.hf[i])

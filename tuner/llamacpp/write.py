@@ -32,6 +32,7 @@ FILE_TYPES = {
   'bf16': ('MOSTLY_BF16', 'BF16'),
   'q8_0': ('MOSTLY_Q8_0', 'Q8_0'),
 }
+HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
 # What some checkpoints hold and every model computes.
 COMPUTED = ('.rotary_emb.inv_freq', '.masked_bias')
 
@@ -97,13 +98,7 @@ class _Model:
       more, self.extra = rope.to_metadata(self.architecture, self.config)
       self.meta |= more
       self.plan = self._plan()
-      rows = self.files.shape('model.embed_tokens.weight')[0]
-      if rows != self.config.get('vocab_size'):
-        raise ValueError(
-          f'config.json: vocab_size: {self.config.get("vocab_size")}; the '
-          f'embedding has {rows} rows.'
-        )
-      self.vocabulary = vocabulary.of_folder(folder, rows)
+      self.vocabulary = vocabulary.of_folder(folder, self._check_shapes())
       self.vocabulary.notes.extend(
         config_lib.notes(self.architecture, self.config)
       )
@@ -117,27 +112,34 @@ class _Model:
 
   def _plan(self) -> list[declaration.Tensor]:
     names = self.files.names
-    flags = config_lib.flags(self.architecture, self.config, names)
-    experts = int(self.meta.get('expert_count', 0))
-    layers = self.config['num_hidden_layers']
-    plan = declaration.tensors(self.architecture, layers, experts, flags)
+    if self.config.get('tie_word_embeddings') is None:
+      self.config['tie_word_embeddings'] = HEAD not in names
+    plan = declaration.tensors(self.architecture, self.config)
     wanted = {name for tensor in plan for name in tensor.hf}
-    missing = sorted(wanted - set(names))
-    unknown = sorted(set(names) - wanted)
-    unknown = [n for n in unknown if not n.endswith(COMPUTED)]
-    if 'untied' not in flags and 'lm_head.weight' in unknown:
-      if self._is_embedding_again():
-        unknown.remove('lm_head.weight')
-    if missing or unknown:
-      raise ValueError(
-        f'{self.architecture.model_types[0]} tensors missing: '
-        f'{library.quote(missing) or "none"}; not known: '
-        f'{library.quote(unknown) or "none"}.'
-      )
+    there = {n for n in names if n in wanted or not n.endswith(COMPUTED)}
+    if HEAD in there - wanted and self._is_embedding_again():
+      there.remove(HEAD)
+    declaration.check_names(self.architecture.model_types[0], wanted, there)
     return plan
 
+  def _check_shapes(self) -> int:
+    """The number of rows of the embedding."""
+    rows = self.files.shape(EMBEDDING)[0]
+    if rows != self.config['vocab_size']:
+      raise ValueError(
+        f'config.json: vocab_size: {self.config["vocab_size"]}; the '
+        f'embedding has {rows} rows.'
+      )
+    for tensor in self.plan:
+      for name in tensor.hf:
+        if (found := self.files.shape(name)) != tensor.shape:
+          raise ValueError(
+            f'{name} has shape {found}; config.json implies {tensor.shape}.'
+          )
+    return rows
+
   def _is_embedding_again(self) -> bool:
-    pair = ('lm_head.weight', 'model.embed_tokens.weight')
+    pair = (HEAD, EMBEDDING)
     one, other = (self.files.load(name) for name in pair)
     return np.array_equal(one, other)
 
@@ -148,25 +150,16 @@ class _Model:
         _Part(name, 'F32', array.shape, functools.partial(np.asarray, array))
       )
     for tensor in self.plan:
-      shape = self.files.shape(tensor.hf[0])
-      change = tensor.rule.change
-      for i, own in enumerate(change.gguf_shapes(shape)):
-        stacked = (len(tensor.hf), *own) if '{E}' in tensor.rule.hf else own
-        kind = self._kind(tensor, i, stacked)
-        parts.append(
-          _Part(
-            tensor.gguf[i],
-            kind,
-            stacked,
-            functools.partial(self._make, tensor, i, kind),
-          )
-        )
+      for i, (own, shape) in enumerate(zip(tensor.gguf, tensor.gguf_shapes)):
+        kind = self._kind(tensor, own, shape)
+        make = functools.partial(self._make, tensor, i, kind)
+        parts.append(_Part(own, kind, shape, make))
     return parts
 
-  def _kind(self, tensor: declaration.Tensor, i: int, shape) -> str:
+  def _kind(self, tensor: declaration.Tensor, name: str, shape) -> str:
     """The GGUF type: llama.cpp's code for vectors and routers wants float32."""
-    is_matrix = len(shape) > 1 and tensor.gguf[i].endswith('.weight')
-    if tensor.rule.change.is_float32 or not is_matrix:
+    is_matrix = len(shape) > 1 and name.endswith('.weight')
+    if tensor.change.is_float32 or not is_matrix:
       return 'F32'
     kind = FILE_TYPES[self.dtype][1]
     return 'F16' if kind == 'Q8_0' and shape[-1] % 32 else kind
@@ -176,10 +169,10 @@ class _Model:
 
     def one(name: str) -> np.ndarray:
       hf = self.files.load(name)
-      array = tensor.rule.change.to_gguf(hf, self.heads)[i]
+      array = tensor.change.to_gguf(hf, self.heads)[i]
       return self._encoded(array, kind, name)
 
-    if '{E}' not in tensor.rule.hf:
+    if not tensor.is_stack:
       return one(tensor.hf[0])
     return np.stack([one(name) for name in tensor.hf])
 
