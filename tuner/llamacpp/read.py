@@ -12,15 +12,18 @@ import shutil
 import tempfile
 import typing
 
+import jax.numpy as jnp
 import numpy as np
 
 from tuner.llamacpp import architectures as arch_lib
 from tuner.llamacpp import changes as changes_lib
 from tuner.llamacpp import config as config_lib
-from tuner.llamacpp import declaration, library, rope, shards, tokens
+from tuner.llamacpp import declaration, library, rope, tokens
+from tuner.models import shards
+from tuner.models import tensors as tensors_lib
 
 KEPT = {'F16': 'F16', 'BF16': 'BF16'}  # GGUF types that stay what they are.
-KINDS = {dtype: kind for kind, dtype in shards.DTYPES.items()}
+KINDS = {dtype: kind for kind, dtype in tensors_lib.DTYPES.items()}
 # Namespaces whose keys all mean something; others are notes of who made a file.
 TOKENIZER, SPLIT = 'tokenizer.', 'split.count'
 
@@ -57,7 +60,8 @@ def convert(
     config = {**model.config, **tokenizer.ids, **model.dtypes}
     write_json(scratch / 'config.json', config)
     tokenizer.write(scratch)
-    shards.write(scratch, model.entries(), shard_bytes)
+    files = shards.write_files(scratch, model.entries(), shard_bytes)
+    shards.write_index(scratch, files)
     names = sorted(path.name for path in scratch.iterdir())
     scratch.rename(out)
   except BaseException:
@@ -134,7 +138,9 @@ class _Model:
     )
     config_lib.check_whole(self.architecture, self.config)
     kind = self._kind('token_embd.weight', False)
-    self.dtypes = dict.fromkeys(['torch_dtype', 'dtype'], shards.DTYPES[kind])
+    self.dtypes = dict.fromkeys(
+      ['torch_dtype', 'dtype'], tensors_lib.DTYPES[kind]
+    )
     self.heads = tuple(
       self.config[f'num_{k}_heads'] for k in ('attention', 'key_value')
     )
@@ -182,11 +188,12 @@ class _Model:
     return array.astype(np.float32, copy=False)
 
   def entries(self) -> list[shards.Entry]:
-    return [
+    entries = (
       self._entry(tensor, i)
       for tensor in self.plan
       for i in range(len(tensor.hf))
-    ]
+    )
+    return sorted(entries, key=lambda entry: entry.name)
 
   def _entry(self, tensor: declaration.Tensor, i: int) -> shards.Entry:
     change = tensor.change
@@ -199,13 +206,14 @@ class _Model:
       array = change.to_hf(parts, self.heads)
       return cast(array, kind, tensor.hf[i])
 
-    return shards.Entry(tensor.hf[i], kind, change.hf_shape(shapes), make)
+    dtype = jnp.dtype(tensors_lib.DTYPES[kind])
+    return shards.Entry(tensor.hf[i], dtype, change.hf_shape(shapes), make)
 
 
 def cast(array: np.ndarray, kind: str, name: str) -> np.ndarray:
   """As 'F32', 'F16' or 'BF16'. Raises ValueError where it overflows."""
   with np.errstate(over='ignore'):
-    made = array.astype(shards.numpy_dtype(kind), copy=False)
+    made = array.astype(jnp.dtype(tensors_lib.DTYPES[kind]), copy=False)
   if kind == 'F16' and array.dtype != made.dtype:
     if not np.array_equal(np.isfinite(made), np.isfinite(array)):
       raise ValueError(

@@ -18,12 +18,13 @@ from tuner.llamacpp import config as config_lib
 from tuner.llamacpp import (
   declaration,
   library,
+  reader,
   rope,
-  shards,
   tokens,
   vocabulary,
 )
 from tuner.llamacpp import read as read_lib
+from tuner.models import tensors as tensors_lib
 
 # llama.cpp's name of a file's type, and of most of its tensors'.
 FILE_TYPES = {
@@ -93,7 +94,7 @@ class _Model:
       raw = vocabulary.read_json(folder / 'config.json')
       self.architecture = arch_lib.by_model_type(raw.get('model_type'))
       self.config = config_lib.normal(self.architecture, raw)
-      self.files = shards.Reader(folder)
+      self.files = reader.Reader(folder)
       self.meta = config_lib.to_metadata(self.architecture, self.config)
       more, self.extra = rope.to_metadata(self.architecture, self.config)
       self.meta |= more
@@ -177,7 +178,7 @@ class _Model:
     return np.stack([one(name) for name in tensor.hf])
 
   def _encoded(self, array: np.ndarray, kind: str, name: str) -> np.ndarray:
-    if kind in shards.DTYPES:
+    if kind in tensors_lib.DTYPES:
       # The library knows no bfloat16 array: its bytes do.
       made = np.ascontiguousarray(read_lib.cast(array, kind, name))
       return made.view(np.uint8) if kind == 'BF16' else made

@@ -1,15 +1,11 @@
 """Weights as safetensors files, one tensor at a time.
 
-Names and shapes follow from the declarations, so a file's header is written
-before any value is there. The host holds one layer of one weight.
+Names and shapes follow from the declarations. The host holds one layer of one
+weight.
 """
 
-import dataclasses
-import json
-import math
-import os
+import functools
 import pathlib
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,39 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tuner.models import decoder, weights
+from tuner.models import decoder, shards, weights
 from tuner.models import tensors as tensors_lib
 
-SHARD_BYTES = 5 * 10**9
-_NAMES = {dtype: name for name, dtype in tensors_lib.DTYPES.items()}
-
-
-@dataclasses.dataclass
-class File:
-  """A safetensors file to be: the shapes of its tensors, in order."""
-
-  dtype: np.dtype
-  shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-  size_bytes: int = 0
-
-  def add(self, name: str, shape: tuple[int, ...]) -> None:
-    self.shapes[name] = shape
-    self.size_bytes += math.prod(shape) * self.dtype.itemsize
-
-  def header(self) -> bytes:
-    """What the file begins with, padded so that the tensors are aligned."""
-    entries: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-    end = 0
-    for name, shape in self.shapes.items():
-      start, end = end, end + math.prod(shape) * self.dtype.itemsize
-      entries[name] = {
-        'dtype': _NAMES[self.dtype.name],
-        'shape': shape,
-        'data_offsets': [start, end],
-      }
-    text = json.dumps(entries, separators=(',', ':')).encode()
-    text += b' ' * (-len(text) % 8)
-    return struct.pack('<Q', len(text)) + text
+SHARD_BYTES = shards.MOST_BYTES
 
 
 def write_files(
@@ -58,57 +25,29 @@ def write_files(
   value_of: Callable[[str], Any],
   dtype: str = 'float32',
   shard_bytes: int | None = None,
-) -> dict[str, File]:
-  """Writes the weights in files of at most shard_bytes; {file name: File}.
+) -> shards.Files:
+  """Writes the weights in files of at most shard_bytes; what each file holds.
 
   value_of(path) gives a weight when it is its turn. Raises ValueError where a
   value does not fit the dtype, or is not of the declared shape.
   """
   rows, sizes = weights.rows(model), model.config.sizes
-  plan = _plan(rows, sizes, jnp.dtype(dtype), shard_bytes or SHARD_BYTES)
-  tensors = _tensors(rows, sizes, value_of)
-  for file_name, file in plan.items():
-    with (path / file_name).open('wb') as stream:
-      stream.write(file.header())
-      for name, shape in file.shapes.items():
-        found, value = next(tensors)
-        assert (found, value.shape) == (name, shape), (found, value.shape)
-        value = tensors_lib.cast(value, file.dtype, name)
-        stream.write(value.view(np.uint8).data)
-        del value  # Before the next one is made.
-      stream.flush()
-      os.fsync(stream.fileno())
-  return plan
+  tensors, kind = _tensors(rows, sizes, value_of), jnp.dtype(dtype)
+
+  def make(name: str) -> np.ndarray:
+    found, value = next(tensors)
+    assert found == name, (found, name)
+    return tensors_lib.cast(value, kind, name)
+
+  entries = [
+    shards.Entry(name, kind, row.hf_shape(sizes), functools.partial(make, name))
+    for row in rows.values()
+    for name in row.names(sizes).values()
+  ]
+  return shards.write_files(path, entries, shard_bytes or SHARD_BYTES)
 
 
-def write_index(path: pathlib.Path, files: Mapping[str, File]) -> None:
-  """The index of several files; of a single one, nothing."""
-  if len(files) == 1:
-    return
-  weight_map = {name: f for f, file in files.items() for name in file.shapes}
-  total = sum(file.size_bytes for file in files.values())
-  index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-  text = json.dumps(index, indent=2, sort_keys=True)
-  (path / tensors_lib.INDEX).write_text(text + '\n')
-
-
-def _plan(rows, sizes, dtype, most) -> dict[str, File]:
-  """Which file holds which tensors."""
-  files = [File(dtype)]
-  for row in rows.values():
-    shape = row.hf_shape(sizes)
-    size = math.prod(shape) * dtype.itemsize
-    for name in row.names(sizes).values():
-      if files[-1].shapes and files[-1].size_bytes + size > most:
-        files.append(File(dtype))
-      files[-1].add(name, shape)
-  if len(files) == 1:
-    return {tensors_lib.SINGLE: files[0]}
-  total = len(files)
-  return {
-    f'model-{i:05d}-of-{total:05d}.safetensors': file
-    for i, file in enumerate(files, 1)
-  }
+write_index = shards.write_index
 
 
 def _tensors(rows, sizes, value_of) -> Iterator[tuple[str, np.ndarray]]:
