@@ -11,6 +11,7 @@ import hashlib
 import json
 import pathlib
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from tuner.artifacts import folders, outside, prompts, reread, table, verify
 from tuner.artifacts import trained as trained_lib
 from tuner.data import template as template_lib
 from tuner.models import hub, weights
+from tuner.report import escape
 
 PROMPTS = 'prompts.jsonl'
 Trained = trained_lib.Trained
@@ -263,11 +265,14 @@ def _written(trained, names, out, stack) -> Iterator:
     start_s = time.perf_counter()
     folder = stack.enter_context(folders.Folder(out / name))
     rundir.check_space(out, export_lib.needed_bytes(name, trained))
-    export_lib.FORMATS[name](folder.scratch, trained, places)
+    notes = export_lib.FORMATS[name](folder.scratch, trained, places)
     places[name] = folder.scratch
     size = rundir.human(folders.size(folder.scratch))
     seconds = time.perf_counter() - start_s
     print(f'  {name:8} {size:>8}  {seconds:5.1f} s  {out / name}', flush=True)
+    for note in notes or ():
+      text = escape.visible(f'{name}: {note}')
+      print(textwrap.indent(textwrap.fill(text, 76), '  '), flush=True)
     yield name, folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import safetensors.numpy
 import support
 
 from tuner import adapt
+from tuner import export as command
 from tuner.artifacts import card, export, prompts
 from tuner.data import template as template_lib
 from tuner.models import hub, weights
@@ -125,6 +127,29 @@ def test_gguf_directory(made, tmp_path):
   files = {file.name for file in tmp_path.iterdir()}
   assert files == {*OURS, 'model-f16.gguf', 'Modelfile'}
   assert 'FROM ./model-f16.gguf' in (tmp_path / 'Modelfile').read_text()
+
+
+def test_what_llama_cpp_does_otherwise_is_told(made, tmp_path, capsys):
+  """A line a note, under the format's own; none where there is none."""
+  pytest.importorskip('gguf')
+  base = tmp_path / 'base'
+  shutil.copytree(made.state.base_dir, base)
+  file = base / 'tokenizer.json'
+  tokens = json.loads(file.read_text())
+  tokens['added_tokens'][0]['lstrip'] = True
+  file.write_text(json.dumps(tokens))
+  name = tokens['added_tokens'][0]['content']
+  for state, notes in ((made.state, []), (made.make(base), [name])):
+    command.write(state, ['gguf'], tmp_path / 'out', is_verified=False)
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line[2:7] == 'gguf ')
+    told = ' '.join(' '.join(lines[at + 1 :]).split())
+    assert told == ' '.join(
+      'gguf: llama.cpp does not strip spaces around tokens as tokenizer.json '
+      f'does for {note}'
+      for note in notes
+    )
+    assert max(map(len, lines[at + 1 :]), default=0) <= 80
 
 
 @pytest.mark.parametrize('name', OWN)

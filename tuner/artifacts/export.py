@@ -8,7 +8,7 @@ import logging
 import math
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,11 @@ def model(path: pathlib.Path, trained: Trained, done: Done) -> None:
   _write_rest(path, trained, 'model')
 
 
-def gguf(path: pathlib.Path, trained: Trained, done: Done) -> None:
-  """A GGUF file, made from a Hugging Face directory, and a Modelfile."""
+def gguf(path: pathlib.Path, trained: Trained, done: Done) -> list[str]:
+  """A GGUF file, made from a Hugging Face directory, and a Modelfile.
+
+  What llama.cpp will do otherwise, in words.
+  """
   from tuner.llamacpp import modelfile, write  # Needs an extra.
 
   own = trained.config.export
@@ -90,12 +93,13 @@ def gguf(path: pathlib.Path, trained: Trained, done: Done) -> None:
     write_weights(source, trained, 'float32')
     _write_companions(source, trained)
   file = path / gguf_name(trained)
-  write.write(source, file, own.gguf_dtype, card.base_label(trained))
+  said = write.write(source, file, own.gguf_dtype, card.base_label(trained))
   system = modelfile.text(source, file.name, trained.config.data.system)
   (path / 'Modelfile').write_text(system, encoding='utf-8')
   if source not in done.values():
     shutil.rmtree(source)
   _write_card(path, trained, 'gguf')
+  return said['notes']
 
 
 def gguf_name(trained: Trained) -> str:
@@ -154,7 +158,10 @@ def described(trained: Trained) -> dict[str, Any]:
   }
 
 
-FORMATS: dict[str, Callable[[pathlib.Path, Trained, Done], None]] = {
+# Each writes into a directory; what it returns, if anything, is to be told.
+FORMATS: dict[
+  str, Callable[[pathlib.Path, Trained, Done], Sequence[str] | None]
+] = {
   'adapter': adapter,
   'model': model,
   'gguf': gguf,
