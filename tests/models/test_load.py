@@ -583,8 +583,8 @@ def test_writing_brings_a_layer_at_a_time(monkeypatch, tmp_path):
   values = hub.load(tmp_path, model, sharding_on(MESHES['both'], model))
   shapes, own = [], save._on_host
 
-  def on_host(value, index):
-    out = own(value, index)
+  def on_host(value, index, order):
+    out = own(value, index, order)
     shapes.append(out.shape)
     return out
 

@@ -73,7 +73,7 @@ def hf_tensors(
   held: Any = None
   for index, name in row.names(sizes).items():
     if held is None or held[0] != index[:1]:
-      held = index[:1], _on_host(value, index[:1])
+      held = index[:1], _on_host(value, index[:1], order)
     one = held[1][index[1:]].transpose(order)
     if not one.flags.c_contiguous:
       turned = np.empty(one.shape, one.dtype)
@@ -83,18 +83,29 @@ def hf_tensors(
     yield name, one.reshape(row.hf_shape(sizes))
 
 
-def _on_host(value: Any, index: tuple[int, ...]) -> np.ndarray:
-  """value[index] as numpy; index is () or one number."""
+def _on_host(
+  value: Any, index: tuple[int, ...], order: list[int]
+) -> np.ndarray:
+  """value[index] as numpy; index is () or one number.
+
+  What was divided over devices lies in memory as its last axes in that order
+  do: it is the only copy on the way to a file.
+  """
   if not isinstance(value, jax.Array):
     return np.asarray(value)[index]
   if index:
-    return np.asarray(_layer(value, np.int32(index[0])))
+    value = _layer(value, np.int32(index[0]))
   if len(value.sharding.device_set) == 1 or not value.is_fully_addressable:
     return np.asarray(value)
-  out = np.empty(value.shape, value.dtype)
+  lead = value.ndim - len(order)
+  axes = [*range(lead), *(lead + axis for axis in order)]
+  laid = np.empty([value.shape[axis] for axis in axes], value.dtype)
+  out = laid.transpose(np.argsort(axes))
   for shard in value.addressable_shards:
-    if not shard.replica_id:  # An array keeps what numpy was given of it.
-      out[shard.index] = np.asarray(jnp.copy(shard.data))
+    if not shard.replica_id:
+      # A weight would keep what numpy was given of it; a layer is let go.
+      part = shard.data if index else jnp.copy(shard.data)
+      tensors_lib.copy(out[shard.index], np.asarray(part))
   return out
 
 
