@@ -22,11 +22,15 @@ COMMON = (
   F('context_length', 'max_position_embeddings'),
   F('attention.layer_norm_rms_epsilon', 'rms_norm_eps', float),
 )
+USED = F('expert_used_count', 'num_experts_per_tok')
+LOCAL_EXPERTS = (F('expert_count', 'num_local_experts'), USED)
 EXPERTS = (
   F('expert_count', 'num_experts'),
-  F('expert_used_count', 'num_experts_per_tok'),
+  USED,
+  F('expert_feed_forward_length', 'moe_intermediate_size'),
 )
 WINDOW = F('attention.sliding_window', 'sliding_window')
+CAP = F('final_logit_softcapping', 'final_logit_softcapping', float)
 
 SILU = {'hidden_act': ('silu', 'silu')}
 NO_BIAS = {'attention_bias': (False, False)}
@@ -80,19 +84,11 @@ ALL = (
     ('mixtral',),
     'MixtralForCausalLM',
     (*PERMUTED, R('block_sparse_moe.gate.weight', changes.ROUTER)),
-    (
-      F('expert_count', 'num_local_experts'),
-      F('expert_used_count', 'num_experts_per_tok'),
-    ),
+    LOCAL_EXPERTS,
     SILU,
     has_head_dim=True,
   ),
-  A(
-    'qwen2',
-    ('qwen2',),
-    'Qwen2ForCausalLM',
-    fixed={**SILU, **NO_WINDOW},
-  ),
+  A('qwen2', ('qwen2',), 'Qwen2ForCausalLM', fixed={**SILU, **NO_WINDOW}),
   A(
     'qwen2moe',
     ('qwen2_moe',),
@@ -100,7 +96,6 @@ ALL = (
     (*ROUTER, R('mlp.shared_expert_gate.weight', changes.ROW)),
     (
       *EXPERTS,
-      F('expert_feed_forward_length', 'moe_intermediate_size'),
       F('expert_shared_feed_forward_length', 'shared_expert_intermediate_size'),
     ),
     {
@@ -123,10 +118,7 @@ ALL = (
     ('qwen3_moe',),
     'Qwen3MoeForCausalLM',
     ROUTER,
-    (
-      *EXPERTS,
-      F('expert_feed_forward_length', 'moe_intermediate_size'),
-    ),
+    EXPERTS,
     {
       **SILU,
       **NO_WINDOW,
@@ -144,7 +136,7 @@ ALL = (
     (
       WINDOW,
       F('attn_logit_softcapping', 'attn_logit_softcapping', float),
-      F('final_logit_softcapping', 'final_logit_softcapping', float),
+      CAP,
     ),
     GEMMA,
     period=2,
@@ -155,15 +147,7 @@ ALL = (
     ('gemma3_text',),
     'Gemma3ForCausalLM',
     ONE_MORE,
-    (
-      WINDOW,
-      F(
-        'final_logit_softcapping',
-        'final_logit_softcapping',
-        float,
-        required=False,
-      ),
-    ),
+    (WINDOW, CAP._replace(required=False)),
     {
       **GEMMA,
       'attn_logit_softcapping': (None, None),
@@ -176,15 +160,10 @@ ALL = (
     'phi3',
     ('phi3',),
     'Phi3ForCausalLM',
-    fields=(F('attention.sliding_window', 'sliding_window', required=False),),
+    fields=(WINDOW._replace(required=False),),
     fixed={**SILU, **NO_BIAS},
   ),
-  A(
-    'olmo2',
-    ('olmo2',),
-    'Olmo2ForCausalLM',
-    fixed={**SILU, **NO_BIAS},
-  ),
+  A('olmo2', ('olmo2',), 'Olmo2ForCausalLM', fixed={**SILU, **NO_BIAS}),
   A(
     'granite',
     ('granite',),
@@ -218,8 +197,7 @@ ALL = (
     'GptOssForCausalLM',
     EXPERTS_OF_OSS,
     (
-      F('expert_count', 'num_local_experts'),
-      F('expert_used_count', 'num_experts_per_tok'),
+      *LOCAL_EXPERTS,
       F('expert_feed_forward_length', 'intermediate_size'),
       WINDOW,
     ),
@@ -237,9 +215,9 @@ ALL = (
 
 def by_model_type(model_type: object) -> declaration.Architecture:
   """The architecture of a config.json. Raises ValueError listing all."""
-  for architecture in ALL:
-    if model_type in architecture.model_types:
-      return architecture
+  for one in ALL:
+    if model_type in one.model_types:
+      return one
   known = sorted(t for a in ALL for t in a.model_types)
   raise ValueError(
     f'config.json: model_type: {model_type!r} cannot be written as GGUF; these '
@@ -250,9 +228,9 @@ def by_model_type(model_type: object) -> declaration.Architecture:
 def by_name(name: object, has_experts: bool) -> declaration.Architecture:
   """The architecture of a GGUF file. Raises ValueError listing all."""
   of_name = [a for a in ALL if a.name == name]
-  for architecture in of_name:
-    if architecture.has_experts == has_experts:
-      return architecture
+  for one in of_name:
+    if one.has_experts == has_experts:
+      return one
   if of_name:
     raise ValueError(
       f'general.architecture {name!r} with{"" if has_experts else "out"} '
