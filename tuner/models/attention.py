@@ -8,6 +8,7 @@ are linear in the row's length.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,16 @@ def weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS, look, sinks_N=None):
   """
   batch, length, heads, size = q_BTNH.shape
   groups = heads // k_BKSH.shape[1]
-  q_BTKGH = q_BTNH.reshape(batch, length, -1, groups, size) * look.scale
+  # A power of two changes no digit of the queries, which are fewer; any other
+  # scale would be rounded to their dtype.
+  is_exact = math.frexp(look.scale)[0] == 0.5
+  before, after = (look.scale, 1.0) if is_exact else (1.0, look.scale)
+  q_BTNH = layers.scaled(q_BTNH, before)
+  q_BTKGH = q_BTNH.reshape(batch, length, -1, groups, size)
   scores = jnp.einsum(
     'BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
   )
+  scores = layers.scaled(scores, after)
   scores = layers.soft_cap(scores, look.cap)
   scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
   probs = _softmax(scores, sinks_N).astype(v_BKSH.dtype)

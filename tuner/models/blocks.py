@@ -158,11 +158,7 @@ class Block(nnx.Module):
     return layers.rms_norm(x_BTD, scale[...], self.config.norm)
 
   def _scaled(self, x_BTD):
-    """x by the residual scale, which bfloat16 would round by 0.1 %."""
-    scale = self.config.residual_scale
-    if scale == 1.0:
-      return x_BTD
-    return (scale * x_BTD.astype(jnp.float32)).astype(x_BTD.dtype)
+    return layers.scaled(x_BTD, self.config.residual_scale)
 
 
 def add_bias(module: nnx.Module, part: str, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The small layers: RMS norm and the activations, by their usual names."""
+"""The small layers: RMS norm, scales, caps and activations by their names."""
 
 import dataclasses
 
@@ -43,6 +43,13 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, norm: Norm) -> jax.Array:
     return normed.astype(x.dtype) * (scale_D + norm.offset)
   scale32_D = scale_D.astype(jnp.float32) + norm.offset
   return (normed * scale32_D).astype(x.dtype)
+
+
+def scaled(x: jax.Array, scale: float) -> jax.Array:
+  """scale * x in x's dtype, rounded once: bfloat16 has no 0.22 or 1 / 3."""
+  if scale == 1.0:
+    return x
+  return (scale * x.astype(jnp.float32)).astype(x.dtype)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

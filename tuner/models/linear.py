@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tuner.models import ragged, weights
+from tuner.models import layers, ragged, weights
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +129,7 @@ def _project_lora(spec: str, x: jax.Array, weight: Lora) -> jax.Array:
     dropped = jnp.where(keep, x / (1 - weight.rate), 0).astype(x.dtype)
   low = contract(f'{xs},R{inputs}->{inner}', dropped, weight.a_RI)
   delta = contract(f'{inner},R{outputs}->{result}', low, weight.b_RO)
-  return project(spec, x, weight.base) + weight.scale * delta
+  return project(spec, x, weight.base) + layers.scaled(delta, weight.scale)
 
 
 def _project_dora(spec: str, x: jax.Array, weight: Dora) -> jax.Array:
@@ -188,7 +188,8 @@ def grouped(x: jax.Array, weight: Any, group_sizes: jax.Array) -> jax.Array:
   assert weight.key is None or not weight.rate, 'refused by tuner.adapt'
   low = ragged.product(x, weight.a_RI, group_sizes, 2)
   delta = grouped(low, weight.b_RO, group_sizes)
-  return grouped(x, weight.base, group_sizes) + weight.scale * delta
+  base = grouped(x, weight.base, group_sizes)
+  return base + layers.scaled(delta, weight.scale)
 
 
 def grouped_bias(bias: Any, group_sizes: jax.Array, rows: int) -> jax.Array:
