@@ -168,13 +168,13 @@ def test_blocks_are_powers_of_two(reach):
 
 
 def test_a_scale_is_not_rounded_to_the_dtype_of_the_queries():
-  """0.1 is no bfloat16, which would make scores of -10 another by 0.01."""
+  """0.1 is no bfloat16, which would make a score of -20 another by 0.02."""
   q = jnp.zeros((1, 1, 1, H), jnp.bfloat16).at[..., 0].set(64)
-  k = jnp.zeros((1, 1, 2, H), jnp.bfloat16).at[0, 0, 0, 0].set(-100 / 64)
+  k = jnp.zeros((1, 1, 2, H), jnp.bfloat16).at[0, 0, 0, 0].set(-200 / 64)
   v = jnp.zeros((1, 1, 2, 1), jnp.bfloat16).at[0, 0, 0].set(1)
   mask = jnp.ones((1, 1, 2), bool)
   out = attention.weighted_values(q, k, v, mask, attention.Look(0.1))
-  expected = 1 / (1 + np.exp(10))
+  expected = 1 / (1 + np.exp(20))
   # The probability and the output are rounded, each by half of eps at most.
   eps = float(jnp.finfo(jnp.bfloat16).eps)
   np.testing.assert_allclose(out.astype(np.float32).item(), expected, eps)
