@@ -89,7 +89,7 @@ class Experiment:
   def filled(self, values: Mapping[str, Any], reach=None) -> policy.Policy:
     """A policy whose weights are `values`, computing in config.model.dtype."""
     own = self.config.model
-    values = linear.cast(dict(values), own.dtype)
+    values = linear.cast(values, own.dtype, self.adaptation.rows)
     return policy.Policy(
       weights.fill(self.model, values), reach, own.remat, own.head_chunk
     )

@@ -47,9 +47,10 @@ def test_it_starts_as_the_base(made):
 def test_it_starts_as_the_base_in_bfloat16(made):
   """Its magnitudes stay float32, so that m / |W| stays 1."""
   model, values, adaptation = made
-  half = linear.cast(values, 'bfloat16')
+  half = linear.cast(values, 'bfloat16', adaptation.rows)
   start = started(model, half, adaptation)
-  attached = linear.cast(adaptation.attach(half, start), 'bfloat16')
+  attached = adaptation.attach(half, start)
+  attached = linear.cast(attached, 'bfloat16', adaptation.rows)
   weight = attached['blocks.0.mlp.up']
   assert weight.m_O.dtype == jnp.float32 and weight.a_RI.dtype == jnp.bfloat16
   row = adaptation.rows['blocks.0.mlp.up']

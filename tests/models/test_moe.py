@@ -9,6 +9,7 @@ import pathlib
 import sys
 import tempfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,7 +21,7 @@ if __name__ == '__main__':
 import moe_cases
 import support
 
-from tuner.models import families, hub, weights
+from tuner.models import families, hub, linear, weights
 
 pytestmark = pytest.mark.usefixtures('quick_compiles')
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'moe.npz'
@@ -155,6 +156,28 @@ def test_load_then_export_is_the_identity(name, tmp_path):
   (tmp_path / 'again').mkdir()
   hub.write(tmp_path / 'again', model, values.__getitem__)
   same_files(tmp_path, tmp_path / 'again')
+
+
+def test_a_correction_stays_float32_in_a_bfloat16_model(tmp_path):
+  """On the disk, in memory, in what is computed with; to the bit."""
+  moe_cases.write_case(tmp_path, 'deepseek_v3')
+  model, exact = support.load_model(tmp_path)
+  rows = weights.rows(model)
+  kept = {path for path, row in rows.items() if row.kept_in}
+  assert kept == {'blocks.1.mlp.correction'}
+  values = linear.cast(exact, 'bfloat16', rows)
+  for folder in (tmp_path / 'once', tmp_path / 'twice'):
+    folder.mkdir()
+    (folder / 'config.json').write_bytes(
+      (tmp_path / 'config.json').read_bytes()
+    )
+    hub.write(folder, model, values.__getitem__, 'bfloat16')
+    values = hub.load(folder, model, dtype='bfloat16')
+    for path, value in values.items():
+      kind = np.float32 if path in kept else ml_dtypes.bfloat16
+      assert value.dtype == kind, path
+      np.testing.assert_array_equal(value, exact[path].astype(kind))
+  same_files(tmp_path / 'once', tmp_path / 'twice')
 
 
 @pytest.mark.parity

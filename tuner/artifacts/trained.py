@@ -91,7 +91,7 @@ class Trained:
   def filled(self, values: Mapping[str, Any]) -> policy.Policy:
     """A policy of these weights, computing in config.model.dtype."""
     own = self.config.model
-    values = linear.cast(dict(values), own.dtype)
+    values = linear.cast(values, own.dtype, self.rows)
     return policy.Policy(weights.fill(self.model, values), chunk=own.head_chunk)
 
   def load(self, path: pathlib.Path) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ stack along L and pass through `lax.scan` like arrays.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -63,16 +64,21 @@ class Dora:
     return Lora(*own)
 
 
-def cast(values: Any, dtype: Any) -> Any:
-  """A tree's floating arrays in `dtype`, magnitudes in float32 as they are."""
+def cast(
+  values: Mapping[str, Any], dtype: Any, rows: Mapping[str, weights.Row]
+) -> dict[str, Any]:
+  """The weights, by path, with their floating arrays in `dtype`.
+
+  Magnitudes and what is declared to be kept in another dtype stay as they are.
+  """
 
   def one(keys, x):
     x = value_of(x)
-    is_magnitude = bool(keys) and getattr(keys[-1], 'name', '') == 'm_O'
+    is_own = rows[keys[0].key].kept_in or getattr(keys[-1], 'name', '') == 'm_O'
     is_floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(dtype) if is_floating and not is_magnitude else x
+    return x.astype(dtype) if is_floating and not is_own else x
 
-  return jax.tree_util.tree_map_with_path(one, values)
+  return jax.tree_util.tree_map_with_path(one, dict(values))
 
 
 def value_of(weight: Any) -> Any:

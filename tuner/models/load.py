@@ -116,7 +116,7 @@ class Reader:
     dtype: np.dtype,
   ):
     self.tensors, self.row, self.sizes = tensors, row, sizes
-    self.dtype = dtype
+    self.dtype = np.dtype(row.kept_in or dtype)
     self.names = row.names(sizes)
 
   def read(self, spans: tuple[tuple[int, int], ...], pool=None) -> np.ndarray:

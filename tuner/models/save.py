@@ -28,22 +28,24 @@ def write_files(
 ) -> shards.Files:
   """Writes the weights in files of at most shard_bytes; what each file holds.
 
-  value_of(path) gives a weight when it is its turn. Raises ValueError where a
-  value does not fit the dtype, or is not of the declared shape.
+  value_of(path) gives a weight when it is its turn. dtype: of all weights but
+  those that are kept in their own. Raises ValueError where a value does not
+  fit the dtype, or is not of the declared shape.
   """
   rows, sizes = weights.rows(model), model.config.sizes
-  tensors, kind = _tensors(rows, sizes, value_of), jnp.dtype(dtype)
+  tensors = _tensors(rows, sizes, value_of)
 
-  def make(name: str) -> np.ndarray:
+  def make(name: str, kind: np.dtype) -> np.ndarray:
     found, value = next(tensors)
     assert found == name, (found, name)
     return tensors_lib.cast(value, kind, name)
 
-  entries = [
-    shards.Entry(name, kind, row.hf_shape(sizes), functools.partial(make, name))
-    for row in rows.values()
-    for name in row.names(sizes).values()
-  ]
+  entries = []
+  for row in rows.values():
+    kind, shape = jnp.dtype(row.kept_in or dtype), row.hf_shape(sizes)
+    for name in row.names(sizes).values():
+      made = functools.partial(make, name, kind)
+      entries.append(shards.Entry(name, kind, shape, made))
   return shards.write_files(path, entries, shard_bytes or SHARD_BYTES)
 
 

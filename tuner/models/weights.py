@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-FIELDS = ('dims', 'hf', 'layout', 'init', 'std', 'inputs', 'layers')
+FIELDS = ('dims', 'hf', 'layout', 'init', 'std', 'inputs', 'layers', 'kept_in')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Row:
   init: 'normal' (standard deviation `std`), 'ones' or 'zeros'.
   inputs: the letters that a matrix reads, '' of what is no matrix.
   layers: the model's numbers of the layers along L.
+  kept_in: the dtype that it is read, computed with and written in, whatever
+    the model's; '': the model's.
   """
 
   path: str
@@ -43,6 +45,7 @@ class Row:
   std: float
   inputs: str
   layers: tuple[int, ...]
+  kept_in: str = ''
 
   @property
   def groups(self) -> list[str]:
@@ -99,12 +102,14 @@ def weight(
   init: str = 'normal',
   std: float = 0.02,
   inputs: str = '',
+  kept_in: str = '',
 ) -> nnx.Param:
   """A declared weight, without a value.
 
   layout: of one tensor, `dims` without the letters that `hf` runs over by
     default. inputs: the letters that a matrix reads; by default those of the
     second of two axes, as a Linear at Hugging Face is (out, in).
+    kept_in: a dtype for this weight alone, see Row.
   """
   over = ''.join(d for d in dims if f'{{{d}}}' in hf)
   layout = layout or dims[len(over) :]
@@ -124,6 +129,7 @@ def weight(
     std=std,
     inputs=inputs,
     layers=(),
+    kept_in=kept_in,
   )
 
 

@@ -40,8 +40,11 @@ class Moe(moe.Moe):
   def _declare(self, config) -> None:
     super()._declare(config)
     self._declare_shared('mlp.shared_experts')
+    # In bfloat16, experts that are nearly level would change places.
     hf = 'mlp.gate.e_score_correction_bias'
-    self.correction = weights.weight('E', hf=hf, init='zeros')
+    self.correction = weights.weight(
+      'E', hf=hf, init='zeros', kept_in='float32'
+    )
 
 
 def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
