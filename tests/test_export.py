@@ -145,19 +145,36 @@ def test_a_wrong_export_does_not_take_the_place_of_a_right_one(
   assert found['adapter']['checks'][0]['faults']
 
 
-def test_what_fails_in_the_middle_leaves_what_was(run, tmp_path, monkeypatch):
-  run('adapter', 'model', is_verified=False)
+def test_what_fails_leaves_what_was_and_keeps_the_others(
+  run, tmp_path, monkeypatch, capsys
+):
+  run('adapter', 'model')
   before = contents(tmp_path / 'out')
+  whole = export_lib.FORMATS['model']
 
-  def full(*_):
+  def full(path, *_):
+    (path / 'half').write_text('?')
     raise OSError('no space left on device')
 
   monkeypatch.setitem(export_lib.FORMATS, 'model', full)
-  with pytest.raises(OSError, match='no space left'):
-    run('adapter', 'model', step=2, is_verified=False)
-  assert contents(tmp_path / 'out') == before
+  with pytest.raises(RuntimeError) as caught:
+    run('model', 'adapter', step=2)
+  assert str(caught.value) == ('model was not written: no space left on device')
+  assert 'model: not written: no space left' in capsys.readouterr().out
+  found = contents(tmp_path / 'out')
+  steps = {
+    name: one['step'] for name, one in json.loads(found['verify.json']).items()
+  }
+  assert steps == {'adapter': 2, 'model': 4}
+  for name, content in found.items():
+    if name.startswith('model/'):
+      assert content == before[name]
+  assert b'step 2 of 4' in found['adapter/README.md']
   names = {path.name for path in (tmp_path / 'out').iterdir()}
   assert names == {'adapter', 'model', 'verify.json'}
+  monkeypatch.setitem(export_lib.FORMATS, 'model', whole)
+  run('adapter', 'model')
+  assert contents(tmp_path / 'out') == before
 
 
 def test_a_full_disk_is_told_before(run, tmp_path, monkeypatch):
@@ -165,9 +182,21 @@ def test_a_full_disk_is_told_before(run, tmp_path, monkeypatch):
   monkeypatch.setattr(rundir.shutil, 'disk_usage', lambda _: usage)
   with pytest.raises(RuntimeError) as caught:
     run('model')
-  assert str(caught.value).startswith('disk full: needs 1.')
+  assert str(caught.value).startswith(
+    'model was not written: disk full: needs 1.'
+  )
   assert f' 1 kB free at {tmp_path}/out\n' in str(caught.value)
-  assert list((tmp_path / 'out').iterdir()) == []
+  names = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert names == {'verify.json'}
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(run, tmp_path):
+  """Whichever formats that one writes."""
+  (tmp_path / 'out/.model.tmp').mkdir(parents=True)
+  (tmp_path / 'out/.gguf.old').mkdir()
+  run('adapter', is_verified=False)
+  names = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert names == {'adapter', 'gguf', 'verify.json'}  # .old was the whole one.
 
 
 def message(run, *formats, **kwargs):
@@ -196,6 +225,116 @@ def test_refused_word_by_word(run, trained, tmp_path):
     "--formats: 'ggfu' is no format; did you mean 'gguf'? There are adapter, "
     'model, gguf, orbax.'
   )
+
+
+@pytest.fixture
+def base(trained, tmp_path):
+  """A copy of the base in tmp_path/out/model, and what is in it."""
+  config, _ = trained
+  path = tmp_path / 'out/model'
+  shutil.copytree(config.model.path, path)
+  return path
+
+
+def on(base):
+  def change(own):
+    own.model.path = str(base)
+
+  return change
+
+
+def test_the_base_is_never_replaced(run, base, tmp_path):
+  before = contents(tmp_path)
+  given = dict(change=on(base), is_verified=False)
+  over = f'would be put over the base, {base}; choose another place.'
+  assert message(run, 'model', **given) == f'--out: {base} {over}'
+  assert message(run, 'adapter', **given, out=base) == (
+    f'--out: {base}/adapter {over}'
+  )
+  (tmp_path / 'link').symlink_to(tmp_path / 'out')
+  assert message(run, 'model', **given, out=tmp_path / 'link') == (
+    f'--out: {tmp_path}/link/model {over}'
+  )
+  (tmp_path / 'link').unlink()
+  inner = tmp_path / 'a/model/base'
+  shutil.copytree(base, inner)
+  assert message(run, 'model', out=tmp_path / 'a', change=on(inner)) == (
+    f'--out: {tmp_path}/a/model would be put over the base, {inner}; choose '
+    'another place.'
+  )
+  shutil.rmtree(tmp_path / 'a')
+  assert contents(tmp_path) == before
+  run('adapter', **given)  # Beside it, there is room.
+  assert (
+    contents(base).items()
+    <= {k.removeprefix('out/model/'): v for k, v in before.items()}.items()
+  )
+
+
+def test_a_run_is_never_replaced(trained, run, tmp_path):
+  _, workdir = trained
+  copy = tmp_path / 'model'
+  shutil.copytree(workdir, copy)
+  assert message(run, 'model', workdir=copy, out=tmp_path) == (
+    f'--out: {copy} would be put over the run in {copy}; choose another place.'
+  )
+
+
+def test_what_is_no_export_is_not_replaced(run, tmp_path):
+  """Other directories, files and links; an export, or nothing, is."""
+  place = tmp_path / 'out/model'
+  place.mkdir(parents=True)
+  run('model', is_verified=False)
+  run('model', is_verified=False)
+  (place / 'README.md').write_text('mine')
+  deleted = 'is there, and no export of this program: it would be deleted. '
+  end = 'Move it away or choose another place.'
+  assert message(run, 'model') == f'--out: {place} {deleted}{end}'
+  (place / 'README.md').unlink()
+  assert message(run, 'model') == f'--out: {place} {deleted}{end}'
+  place.rename(tmp_path / 'out/model.rejected')
+  assert message(run, 'model') == f'--out: {place}.rejected {deleted}{end}'
+  (tmp_path / 'out/model.rejected').rename(tmp_path / 'elsewhere')
+  place.symlink_to(tmp_path / 'elsewhere')
+  assert message(run, 'model') == (
+    f'--out: {place} is a symbolic link; a directory is to be put there. '
+    'Remove it or choose another place.'
+  )
+  place.unlink()
+  place.write_text('')
+  assert message(run, 'model') == (
+    f'--out: {place} is a file; a directory is to be put there. {end}'
+  )
+  assert (tmp_path / 'elsewhere/model.safetensors').is_file()
+  (tmp_path / 'out/verify.json').write_text('{"mine": 1}')
+  assert message(run, 'adapter') == (
+    f'--out: {tmp_path}/out/verify.json is no record of exports: it would be '
+    f'replaced. {end}'
+  )
+
+
+def test_out_that_is_no_directory_is_named(run, tmp_path):
+  (tmp_path / 'file').write_text('')
+  for out in (tmp_path / 'file', tmp_path / 'file/in'):
+    text = message(run, 'adapter', out=out)
+    assert text.startswith(f'cannot write to {out}: ')
+    assert text.endswith(
+      '\n--out must be a directory on a disk that can be written to'
+    )
+
+
+def test_training_begins_only_where_its_export_may_lie(
+  trained, tmp_path, capsys
+):
+  config, _ = trained
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.export = dict(formats=('adapter',))
+  place = tmp_path / 'run/export/adapter'
+  place.mkdir(parents=True)
+  (place / 'mine').write_text('')
+  with pytest.raises(ValueError, match='^--workdir: .* no export of this'):
+    commands.train(own, tmp_path / 'run')
+  assert not (tmp_path / 'run/commits').exists()
 
 
 def test_gguf_that_is_not_installed(run, monkeypatch):

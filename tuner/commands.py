@@ -27,7 +27,7 @@ from tuner import experiment as experiment_lib
 from tuner import log as log_lib
 from tuner import stop as stop_lib
 from tuner import train as train_lib
-from tuner.artifacts import prompts
+from tuner.artifacts import deliver, places, prompts
 from tuner.data import split as split_lib
 from tuner.models import hub, weights
 
@@ -53,6 +53,10 @@ def train(
 
 def _train(experiment, workdir, allow_change, stop) -> int:
   own, facts = experiment.config, experiment.facts
+  places.check(
+    workdir / 'export', own.export.formats, own, experiment.base_dir, workdir,
+    '--workdir',
+  )  # fmt: skip
   dev, test = held_out(experiment)
   base = experiment.load_base()
   with checkpoint.Checkpoints(
@@ -190,7 +194,7 @@ def finish(experiment, frozen, state, test, workdir) -> None:
     print_scores(folder, scores, own.evaluate.base, experiment.base_dir.name)
   trained = export.of_experiment(experiment, frozen, state, workdir)
   names = export.wanted_formats(own, experiment.adaptation)
-  export.write(trained, names, workdir / 'export')
+  deliver.write(trained, names, workdir / 'export', key='--workdir')
 
 
 def print_scores(folder, tuned, has_base: bool, name: str) -> None:

@@ -5,15 +5,12 @@ prompts that travel with its models in prompts.jsonl. What is written is
 verified before it takes its place.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import sys
-import textwrap
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,12 +29,11 @@ from tuner import (
 from tuner import experiment as experiment_lib
 from tuner import mesh as mesh_lib
 from tuner.adapters import base as base_lib
+from tuner.artifacts import deliver, prompts, verify
 from tuner.artifacts import export as export_lib
-from tuner.artifacts import folders, outside, prompts, reread, table, verify
 from tuner.artifacts import trained as trained_lib
 from tuner.data import template as template_lib
 from tuner.models import hub, weights
-from tuner.report import escape
 
 PROMPTS = 'prompts.jsonl'
 Trained = trained_lib.Trained
@@ -70,7 +66,8 @@ def run(
     with jax.set_mesh(mesh):
       trained = of_step(config, own, workdir, step, mesh)
       names = wanted_formats(own, trained.adaptation)
-      write(trained, names, out or workdir / 'export', is_verified)
+      key = '--out' if out else '--workdir'
+      deliver.write(trained, names, out or workdir / 'export', is_verified, key)
   return 0
 
 
@@ -222,92 +219,3 @@ def of_experiment(experiment, frozen, state, workdir: pathlib.Path) -> Trained:
     experiment.mesh, frozen, state.trainable, record,
     tuple(prompts.read(workdir / PROMPTS)), workdir,
   )  # fmt: skip
-
-
-def write(
-  trained: Trained,
-  names: Sequence[str],
-  out: pathlib.Path,
-  is_verified: bool = True,
-) -> None:
-  """Writes every format and prints a line for each, then what verifying found.
-
-  Directories take their places when all are written and right. Raises
-  RuntimeError for those that are not right; they are kept as NAME.rejected.
-  """
-  if not names:
-    return
-  step, digest = trained.record['step'], trained.record['sha256']
-  out = rundir.make_folder(out)
-  print(f'\nstep {step} (checkpoint {digest[:12]}) exported to {out}')
-  wrong: list[str] = []
-  with contextlib.ExitStack() as stack:
-    kept: dict[str, folders.Folder] = {}
-    for name, folder in _written(trained, names, out, stack):
-      kept[name] = folder
-    places = {name: folder.scratch for name, folder in kept.items()}
-    found = check(trained, places) if is_verified else []
-    wrong = sorted({c.format for c in found if c.faults})
-    for name, folder in kept.items():
-      folder.reject() if name in wrong else folder.keep()
-  _record(out, trained, names, found)
-  if wrong:
-    listed = ', '.join(f'{out / name}.rejected' for name in wrong)
-    raise RuntimeError(
-      f'what was written is not what was trained; see {listed}'
-    )
-
-
-def _written(trained, names, out, stack) -> Iterator:
-  """Yields (name, folder) of each format, written beside its place."""
-  places: dict[str, pathlib.Path] = {}
-  for name in names:
-    start_s = time.perf_counter()
-    folder = stack.enter_context(folders.Folder(out / name))
-    rundir.check_space(out, export_lib.needed_bytes(name, trained))
-    notes = export_lib.FORMATS[name](folder.scratch, trained, places)
-    places[name] = folder.scratch
-    size = rundir.human(folders.size(folder.scratch))
-    seconds = time.perf_counter() - start_s
-    print(f'  {name:8} {size:>8}  {seconds:5.1f} s  {out / name}', flush=True)
-    for note in notes or ():
-      text = escape.visible(f'{name}: {note}')
-      print(textwrap.indent(textwrap.fill(text, 76), '  '), flush=True)
-    yield name, folder
-
-
-def check(
-  trained: Trained, places: Mapping[str, pathlib.Path]
-) -> list[verify.Check]:
-  """Reads every format again, and prints what was found."""
-  start_s = time.perf_counter()
-  libraries, notes = outside.readers(places, trained)
-  wanted = verify.reference(trained)
-  found = [
-    reread.check(name, path, trained, wanted) for name, path in places.items()
-  ]
-  found += outside.check(places, libraries, trained, wanted)
-  found.sort(key=lambda one: list(places).index(one.format))
-  seconds = time.perf_counter() - start_s
-  print(table.text(trained, wanted, found, notes, seconds), flush=True)
-  return found
-
-
-def _record(out, trained, names, found) -> None:
-  """verify.json: what was found of each format that lies there."""
-  file = out / 'verify.json'
-  there = {}
-  if file.is_file():
-    there = json.loads(file.read_text(encoding='utf-8'))
-  for name in names:
-    there.pop(name, None)
-    checks = [one.record() for one in found if one.format == name]
-    if checks:
-      there[name] = {
-        'step': trained.record['step'],
-        'checkpoint': trained.record['sha256'],
-        'compute_dtype': trained.config.model.dtype,
-        'prompts': len(trained.prompts),
-        'checks': checks,
-      }
-  rundir.write_whole(file, folders.as_json(there))

@@ -9,8 +9,11 @@ import shutil
 import socket
 
 
-def make_folder(path):
-  """`path`, made and found to be writable. Raises RuntimeError if not."""
+def make_folder(path, key='the workdir'):
+  """`path`, made and found to be writable. Raises RuntimeError if not.
+
+  key: what the error calls it.
+  """
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.probe-{os.getpid()}'
@@ -19,7 +22,7 @@ def make_folder(path):
   except OSError as error:
     raise RuntimeError(
       f'cannot write to {path}: {error.strerror}\n'
-      'the workdir must be a directory on a disk that can be written to'
+      f'{key} must be a directory on a disk that can be written to'
     ) from error
   return path
 

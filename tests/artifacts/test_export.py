@@ -12,8 +12,7 @@ import safetensors.numpy
 import support
 
 from tuner import adapt
-from tuner import export as command
-from tuner.artifacts import card, export, prompts
+from tuner.artifacts import card, deliver, export, prompts
 from tuner.data import template as template_lib
 from tuner.models import hub, weights
 
@@ -140,7 +139,7 @@ def test_what_llama_cpp_does_otherwise_is_told(made, tmp_path, capsys):
   file.write_text(json.dumps(tokens))
   name = tokens['added_tokens'][0]['content']
   for state, notes in ((made.state, []), (made.make(base), [name])):
-    command.write(state, ['gguf'], tmp_path / 'out', is_verified=False)
+    deliver.write(state, ['gguf'], tmp_path / 'out', is_verified=False)
     lines = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(lines) if line[2:7] == 'gguf ')
     told = ' '.join(' '.join(lines[at + 1 :]).split())
@@ -150,6 +149,19 @@ def test_what_llama_cpp_does_otherwise_is_told(made, tmp_path, capsys):
       for note in notes
     )
     assert max(map(len, lines[at + 1 :]), default=0) <= 80
+
+
+def test_a_tokenizer_that_llama_cpp_lacks_is_named(made, tmp_path, tiny_dir):
+  """By the base's own file; what can be written stays, with its record."""
+  pytest.importorskip('gguf')
+  state = made.make(tiny_dir)
+  with pytest.raises(RuntimeError) as caught:
+    deliver.write(state, ['gguf', 'model'], tmp_path, is_verified=False)
+  text = str(caught.value)
+  assert text.startswith(f'gguf was not written: {tiny_dir}: tokenizer.json')
+  assert str(tmp_path) not in text
+  names = {path.name for path in tmp_path.iterdir()}
+  assert names == {'model', 'verify.json'}
 
 
 @pytest.mark.parametrize('name', OWN)

@@ -24,6 +24,7 @@ LIBRARIES = {
   'gguf': 'gguf',
   'orbax': 'jax',
 }
+MADE_WITH = 'Made with tuner '  # by which an export is known
 LICENCE_KEYS = ('license', 'license_name', 'license_link')
 SECTIONS = ('adapt', 'objective', 'optimizer', 'schedule', 'batch', 'train')
 # What acts at the start of a line alone is none of these: text stands within.
@@ -99,7 +100,7 @@ def _introduction(trained: Trained, base: str) -> str:
   revision = trained.revision
   at = f' at revision `{revision}`' if revision else ''
   return (
-    f'Made with tuner {tuner.__version__} from {markdown(base)}{at}, '
+    f'{MADE_WITH}{tuner.__version__} from {markdown(base)}{at}, '
     f'step {record["step"]} of {facts["steps"]}.\n\n'
     f'* sha256 of the weights of the base: `{facts["model"]["weights"]}`\n'
     f'* sha256 of the checkpoint: `{record["sha256"]}`\n\n'

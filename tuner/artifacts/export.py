@@ -93,7 +93,11 @@ def gguf(path: pathlib.Path, trained: Trained, done: Done) -> list[str]:
     write_weights(source, trained, 'float32')
     _write_companions(source, trained)
   file = path / gguf_name(trained)
-  said = write.write(source, file, own.gguf_dtype, card.base_label(trained))
+  try:
+    said = write.write(source, file, own.gguf_dtype, card.base_label(trained))
+  except ValueError as error:  # The files that it speaks of are the base's.
+    text = str(error).replace(str(source), str(trained.base_dir))
+    raise ValueError(text) from error
   system = modelfile.text(source, file.name, trained.config.data.system)
   (path / 'Modelfile').write_text(system, encoding='utf-8')
   if source not in done.values():

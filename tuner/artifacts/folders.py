@@ -30,8 +30,7 @@ class Folder:
 
   def __init__(self, path: pathlib.Path):
     self.path = path
-    self.scratch = path.with_name(f'.{path.name}.tmp')
-    self.rejected = path.with_name(f'{path.name}.rejected')
+    self.scratch, _, self.rejected = beside(path)
 
   def __enter__(self) -> 'Folder':
     sweep(self.path)
@@ -57,12 +56,18 @@ class Folder:
     rundir.flush([*paths, self.scratch])
 
 
+def beside(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+  """Where it is written, what it replaces is for a moment, and is rejected."""
+  names = f'.{path.name}.tmp', f'.{path.name}.old', f'{path.name}.rejected'
+  return tuple(path.with_name(name) for name in names)
+
+
 def sweep(path: pathlib.Path) -> None:
   """Removes what a killed process left beside `path`; mends `path` first."""
-  old = path.with_name(f'.{path.name}.old')
+  scratch, old, _ = beside(path)
   if old.exists() and not path.exists():
     old.rename(path)  # Killed between the two renames of `place`.
-  for left in (old, path.with_name(f'.{path.name}.tmp')):
+  for left in (old, scratch):
     shutil.rmtree(left, ignore_errors=True)
 
 
@@ -73,7 +78,7 @@ def place(scratch: pathlib.Path, path: pathlib.Path) -> None:
   elif _exchange(scratch, path):
     shutil.rmtree(scratch)
   else:
-    old = path.with_name(f'.{path.name}.old')
+    old = beside(path)[1]
     path.rename(old)
     os.replace(scratch, path)
     shutil.rmtree(old)
