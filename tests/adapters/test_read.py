@@ -87,10 +87,51 @@ REFUSED = {
     'trainable_token_indices: [1, 2]: trained rows of the embedding cannot go '
     'on here.',
   ),
-  'no rank': (dict(r=None), 'r: None, wanted a number above 0.'),
+  'no rank': (dict(r=None), 'r: None, wanted a whole number above 0.'),
   'dropout': (
     dict(lora_dropout=1.5),
     'lora_dropout: 1.5, wanted a number in [0, 1).',
+  ),
+  'unknown keys': (
+    dict(use_foo=True, use_bar=False, bar_config={}, foo_scale=0),
+    'foo_scale: 0: this key is not known here; use_foo: True: this key is not '
+    'known here.',
+  ),
+  'a rank below 0': (
+    dict(rank_pattern={'q_proj': -2}),
+    "rank_pattern: {'q_proj': -2}, wanted an object of whole numbers above 0.",
+  ),
+  'a rank that is true': (
+    dict(r=True),
+    'r: True, wanted a whole number above 0.',
+  ),
+  'no alpha': (
+    dict(alpha_pattern={'q_proj': None}, lora_alpha=float('inf')),
+    'lora_alpha: inf, wanted a number above 0; alpha_pattern: '
+    "{'q_proj': None}, wanted an object of numbers above 0.",
+  ),
+  'types': (
+    dict(
+      target_modules=5,
+      exclude_modules=[1],
+      target_parameters='q',
+      layers_to_transform='1',
+      layers_pattern='h',
+      use_dora='no',
+      revision=1,
+    ),
+    "use_dora: 'no', wanted true or false; revision: 1, wanted a string; "
+    "target_parameters: 'q', wanted a list of names; layers_to_transform: '1', "
+    "wanted numbers of layers; layers_pattern: 'h', wanted 'layers'; "
+    'target_modules: 5, wanted names or a regular expression; '
+    'exclude_modules: [1], wanted names or a regular expression.',
+  ),
+  'no regular expressions': (
+    dict(rank_pattern={'[': 3, 'a)|(b': 2}, target_modules='[('),
+    "target_modules: '[(': no regular expression: unterminated character set "
+    "at position 0; rank_pattern: '[': no regular expression: unterminated "
+    "character set at position 0; rank_pattern: 'a)|(b': no regular "
+    'expression: unbalanced parenthesis at position 1.',
   ),
   'pissa': (
     dict(init_lora_weights='pissa'),
@@ -121,7 +162,8 @@ def test_a_web_page_for_a_config(copy):
   base, path = copy
   (path / CONFIG).write_text('<html>404</html>')
   assert error_of(base, path) == (
-    f'ADAPTER/{CONFIG}: no JSON: Expecting value: line 1 column 1 (char 0)'
+    f'ADAPTER/{CONFIG} is not JSON: it is an HTML page, as a failed download '
+    'leaves; fetch it again'
   )
 
 

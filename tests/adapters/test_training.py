@@ -89,7 +89,9 @@ def test_another_start_is_another_run(tiny_config, adapter, tmp_path):
   before = experiment.prepare(tiny_config).facts['adapt']
   assert experiment.prepare(tiny_config).facts['adapt'] == before
   config = json.loads((copy / 'adapter_config.json').read_text())
-  (copy / 'adapter_config.json').write_text(json.dumps(config | {'x': 1}))
+  (copy / 'adapter_config.json').write_text(
+    json.dumps(config | {'task_type': None})
+  )
   after = experiment.prepare(tiny_config).facts['adapt']
   changed = {key for key in before if before[key] != after[key]}
   assert changed == {'adapter'}

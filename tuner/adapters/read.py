@@ -53,7 +53,7 @@ def adapter(
 ) -> Stored:
   """The adapter of a directory or hub id. Raises ValueError with all faults."""
   directory = _directory(path, revision)
-  said = settings.read(directory)
+  said = settings.read(directory, list(sites.names(rows, sizes)))
   tensors = _tensors(directory)
   reading = _Reading(rows, sizes, said)
   for name, tensor in tensors.items():
@@ -289,7 +289,7 @@ class _Reading:
 
   def _is_named_otherwise(self, module: str) -> bool:
     """As experts of older `transformers`, by their names on disk."""
-    return self.said.hits(module.replace('.mlp.', '.block_sparse_moe.'))
+    return self.said.hits(sites.on_older(module))
 
   def _stacked(self, path: str, layers: Mapping[tuple, tuple]):
     """(Size, values) of the layers of one stack, padded to one rank."""

@@ -5,39 +5,29 @@ a string as a regular expression of the whole name, patterns at the end.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tuner.adapters import keys, patterns
+from tuner.models import tensors
+
 CONFIG = 'adapter_config.json'
-# Starts that leave the base's weights alone. Others (PiSSA, OLoRA, LoftQ,
-# CorDA, LoRA-GA) subtract from them, so that the adapter changes another base.
-STARTS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
-# (key, values that mean nothing, what the key asks for).
-REFUSED: tuple[tuple[str, tuple, str], ...] = (
-  ('bias', ('none',), 'trained biases'),
-  ('fan_in_fan_out', (False,), 'transposed weights'),
-  ('lora_bias', (False,), 'a bias of lora_B'),
-  ('trainable_token_indices', (None,), 'trained rows of the embedding'),
-  ('layer_replication', (None,), 'repeated layers'),
-  ('alora_invocation_tokens', (None,), 'activated LoRA'),
-  ('arrow_config', (None,), 'routing between adapters'),
-  ('megatron_config', (None,), "Megatron's layers"),
-  ('use_qalora', (False,), 'QALoRA'),
-  ('use_bdlora', (False, None), 'block-diagonal LoRA'),
-  ('kasa_config', (None,), 'KaSA'),
-  ('velora_config', (None,), 'VeLoRA'),
-  ('monteclora_config', (None,), 'MonteCLoRA'),
-)
+PATTERNS = ('rank_pattern', 'alpha_pattern')
+TARGETS = ('target_modules', 'exclude_modules')
+START = r'(.*\.)?'  # What `peft` lets stand before a key of a pattern.
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is said of an adapter; `raw` is the file."""
+  """What is said of an adapter; `raw` is the file.
+
+  found: the model's names that each regular expression in it matches.
+  """
 
   raw: dict[str, Any]
+  found: Mapping[patterns.Pattern, frozenset[str]]
 
   @property
   def kind(self) -> str:
@@ -56,29 +46,23 @@ class Settings:
 
   def rank(self, name: str) -> int:
     """The rank of the adapter of this module or parameter."""
-    return int(_of(self.raw.get('rank_pattern'), name, self.raw['r']))
+    return int(self._of('rank_pattern', name, self.raw['r']))
 
   def alpha(self, name: str) -> float:
     """The alpha of the adapter of this module or parameter."""
-    usual = self.raw['lora_alpha']
-    return float(_of(self.raw.get('alpha_pattern'), name, usual))
+    return float(self._of('alpha_pattern', name, self.raw['lora_alpha']))
 
   def hits(self, module: str) -> bool:
     """Whether the adapter names this module as a target."""
-    if _matches(self.raw.get('exclude_modules'), module):
+    if self._names('exclude_modules', module):
       return False
-    targets = self.raw.get('target_modules')
+    targets = self.raw.get('target_modules') or []
     if isinstance(targets, str) and targets.lower() == 'all-linear':
       return not module.endswith('lm_head')
-    if not _matches(targets, module):
+    if not self._names('target_modules', module):
       return False
     layers = self.raw.get('layers_to_transform')
-    if (
-      layers is None
-      or isinstance(targets, str)
-      or targets
-      and module in targets
-    ):
+    if layers in (None, []) or isinstance(targets, str) or module in targets:
       return True
     number = re.search(r'\.(\d+)\.', module)
     wanted = [layers] if isinstance(layers, int) else layers
@@ -86,13 +70,26 @@ class Settings:
 
   def hits_parameter(self, name: str) -> bool:
     """Whether the adapter names this parameter as a target."""
-    return _matches(self.raw.get('target_parameters') or [], name)
+    return self._names('target_parameters', name)
+
+  def _names(self, key: str, name: str) -> bool:
+    targets = self.raw.get(key) or []
+    if isinstance(targets, str):
+      return name in self.found[patterns.Pattern(key, targets)]
+    return any(name == t or name.endswith(f'.{t}') for t in targets)
+
+  def _of(self, key: str, name: str, usual: Any) -> Any:
+    for text, value in (self.raw.get(key) or {}).items():
+      if name in self.found[patterns.Pattern(key, text, START)]:
+        return value
+    return usual
 
 
-def read(directory: pathlib.Path) -> Settings:
+def read(directory: pathlib.Path, names: Sequence[str]) -> Settings:
   """The settings of an adapter's directory.
 
-  Raises ValueError naming all keys whose meaning is not known here.
+  names: all that they can be asked about. Raises ValueError naming all keys
+  whose meaning is not known here.
   """
   file = directory / CONFIG
   if not file.is_file():
@@ -100,58 +97,21 @@ def read(directory: pathlib.Path) -> Settings:
       f'config.adapt.path: {directory} has no {CONFIG}; wanted the directory '
       "that `peft`'s save_pretrained wrote."
     )
-  try:
-    raw = json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{file}: no JSON: {error}') from None
-  if not isinstance(raw, dict):
-    raise ValueError(f'{file}: {type(raw).__name__}, wanted an object.')
-  faults = list(_faults(raw))
+  raw = tensors.read_json(file)
+  faults = list(keys.faults(raw))
   if faults:
     raise ValueError(f'{file}: ' + '; '.join(faults) + '.')
-  return Settings(raw)
+  try:
+    return Settings(raw, patterns.find(_patterns(raw), names))
+  except ValueError as error:
+    raise ValueError(f'{file}: {error}.') from None
 
 
-def _faults(raw: dict[str, Any]) -> Iterable[str]:
-  kind = raw.get('peft_type')
-  if kind != 'LORA':
-    yield f"peft_type: {kind!r}; 'LORA' alone can go on here"
-    return
-  for key in ('r', 'lora_alpha'):
-    value: Any = raw.get(key)
-    kinds = int if key == 'r' else int | float
-    is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not is_number or value <= 0:
-      yield f'{key}: {value!r}, wanted a number above 0'
-  for key in ('rank_pattern', 'alpha_pattern'):
-    if not isinstance(raw.get(key) or {}, dict):
-      yield f'{key}: {raw[key]!r}, wanted an object'
-  dropout = raw.get('lora_dropout') or 0
-  if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-    yield f'lora_dropout: {dropout!r}, wanted a number in [0, 1)'
-  for key, idle, meaning in REFUSED:
-    value = raw.get(key, idle[0])
-    if value not in idle and value not in (None, [], {}):
-      yield f'{key}: {value!r}: {meaning} cannot go on here'
-  start = raw.get('init_lora_weights', True)
-  if start not in STARTS:
-    yield (
-      f'init_lora_weights: {start!r} changes the base itself; convert the '
-      'adapter to plain LoRA with `peft` (path_initial_model_for_weight_'
-      'conversion)'
-    )
-
-
-def _matches(targets: Any, name: str) -> bool:
-  if not targets:
-    return False
-  if isinstance(targets, str):
-    return re.fullmatch(targets, name) is not None
-  return any(name == t or name.endswith(f'.{t}') for t in targets)
-
-
-def _of(pattern: dict[str, Any] | None, name: str, usual: Any) -> Any:
-  for key, value in (pattern or {}).items():
-    if re.match(rf'(.*\.)?({key})$', name):
-      return value
-  return usual
+def _patterns(raw: dict[str, Any]) -> Iterator[patterns.Pattern]:
+  """The regular expressions of a checked config."""
+  for key in TARGETS:
+    if isinstance(raw.get(key), str):
+      yield patterns.Pattern(key, raw[key])
+  for key in PATTERNS:
+    for text in raw.get(key) or {}:
+      yield patterns.Pattern(key, text, START)

@@ -73,6 +73,19 @@ def parameters(rows: Rows) -> dict[str, list[Part]]:
   }
 
 
+def names(rows: Rows, sizes: Mapping[str, int]) -> Iterator[str]:
+  """Every name by which a config may mean a module or a parameter.
+
+  A router is the parameter of its module; experts were modules of another
+  name before `transformers` 5.
+  """
+  for module in linears(rows, sizes):
+    yield module
+    yield f'{module}.weight'
+    yield on_older(module)
+  yield from parameters(rows)
+
+
 def holder(parameter: str, adapted) -> str:
   """The module that holds the adapter of an experts' parameter.
 
@@ -106,3 +119,8 @@ def modules(rows: Rows, sizes: Mapping[str, int]) -> Iterator[str]:
 def in_memory(name: str) -> str:
   """As `transformers` 5 names it in memory: Mixtral's is not that on disk."""
   return name.replace('.block_sparse_moe.', '.mlp.')
+
+
+def on_older(module: str) -> str:
+  """As `transformers` 4 named it in memory, and on disk."""
+  return module.replace('.mlp.', '.block_sparse_moe.')
