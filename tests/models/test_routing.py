@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import moe_cases
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import support
 from tuner import adapt
 from tuner import mesh as mesh_lib
 from tuner.generate import greedy
-from tuner.models import policy, weights
+from tuner.models import moe, policy, weights
 from tuner.objectives import sft
 
 pytestmark = pytest.mark.usefixtures('quick_compiles')
@@ -84,6 +85,25 @@ def test_all_tokens_may_choose_the_same_experts():
   np.testing.assert_allclose(logits, swapped, rtol=1e-5, atol=1e-5)
   one = support.logits(weights.fill(model, values), moe_cases.TOKENS[:1, :1])
   np.testing.assert_allclose(one[:, 0], logits[:1, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_no_expert_add_nothing_whatever_is_in_them():
+  """Padding, and on a mesh the tokens of other devices' experts."""
+  x_BTD = jnp.ones((1, 2, 4))
+  chosen_BTK = jnp.array([[[0, 1], [2, 2]]])  # Of two experts; 2 is none.
+  gates_BTK = jnp.full(chosen_BTK.shape, 0.5)
+
+  def expert(parts, x_ND, sizes_E):
+    is_own_N1 = jnp.arange(len(x_ND))[:, None] < sizes_E.sum()
+    return jnp.where(is_own_N1, parts['by'] * x_ND, jnp.nan)
+
+  def total(by):
+    out = moe.meet(expert, {'by': by}, x_BTD, gates_BTK, chosen_BTK, 2)
+    return out.sum(), out
+
+  (_, out), grad = jax.value_and_grad(total, has_aux=True)(3.0)
+  np.testing.assert_array_equal(out[0], [[3.0] * 4, [0.0] * 4])
+  assert grad == 4.0
 
 
 @pytest.mark.parametrize('name', ['qwen2_moe', 'gpt_oss', 'deepseek_v3_yarn'])

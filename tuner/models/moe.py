@@ -206,7 +206,10 @@ def _meet(expert, parts, x_BTD, gates_BTK, chosen_BTK, held):
   copies = jnp.broadcast_to(x_BTD[..., None, :], (*chosen_BTK.shape, width))
   x_ND = _permuted(copies.reshape(-1, width), order_N, inverse_N)
   out_ND = expert(parts, x_ND, sizes_E)
-  out = _permuted(out_ND, inverse_N, order_N).reshape(*lead, -1, width)
+  # What is in the rows after the last group is nobody's promise.
+  is_own_N1 = (own_N < held)[:, None]
+  out_ND = jnp.where(is_own_N1, _permuted(out_ND, inverse_N, order_N), 0)
+  out = out_ND.reshape(*lead, -1, width)
   return (out * gates_BTK[..., None]).sum(-2).astype(x_BTD.dtype)
 
 
