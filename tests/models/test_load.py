@@ -41,6 +41,7 @@ QUICK = hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 class Config:
   letters: tuple[tuple[str, int], ...]
   tied: bool = False
+  ignored: tuple[str, ...] = ()
 
   @property
   def sizes(self):

@@ -5,6 +5,7 @@
 """
 
 import functools
+import json
 import pathlib
 import sys
 import tempfile
@@ -190,6 +191,30 @@ def test_transformers_writes_the_same_tensors(name, tmp_path):
   assert config == hub.declare(tmp_path).config
 
 
+def test_layers_that_predict_further_are_passed_over(tmp_path):
+  """Exactly these: the model has two layers, so that theirs is the third."""
+  moe_cases.write_case(tmp_path, 'deepseek_v3')
+  file, config = tmp_path / 'model.safetensors', tmp_path / 'config.json'
+  tensors = safetensors.numpy.load_file(file)
+  tensors['model.layers.2.eh_proj.weight'] = np.ones((1, 2), np.float32)
+  safetensors.numpy.save_file(tensors, file)
+  said = json.loads(config.read_text()) | {'num_nextn_predict_layers': 1}
+  config.write_text(json.dumps(said))
+  model, values = support.load_model(tmp_path)
+  assert values.keys() == weights.rows(model).keys()
+  written = hub.written_config(said, 'float32')
+  assert written['num_nextn_predict_layers'] == 0
+  config.write_text(json.dumps(written))
+  with pytest.raises(ValueError, match='layers.2.eh_proj.weight is there, and'):
+    support.load_model(tmp_path)
+  config.write_text(json.dumps(said))
+  tensors['model.layers.20.eh_proj.weight'] = np.ones((1, 2), np.float32)
+  safetensors.numpy.save_file(tensors, file)
+  with pytest.raises(ValueError, match='1 tensors do not fit') as error:
+    support.load_model(tmp_path)
+  assert 'model.layers.20.eh_proj.weight is there' in str(error.value)
+
+
 def same_files(one, other):
   a, b = (
     safetensors.numpy.load_file(path / 'model.safetensors')
@@ -281,13 +306,14 @@ def test_defaults_are_those_of_transformers(name):
   """A config.json may leave keys out, and transformers reads them so."""
   needed = set(moe_cases.COMMON) - {
     'num_key_value_heads',
+    'rope_theta',
     'tie_word_embeddings',
   }
   short = {k: moe_cases.FAMILIES[name][k] for k in {*needed, 'model_type'}}
   kind = transformers.models.auto.configuration_auto.CONFIG_MAPPING[name]
   whole = kind.from_dict(short).to_dict()
   own, full = (families.decoder_of(c).config for c in (short, whole))
-  assert own == full
+  assert own == full and own.ignored == full.ignored
 
 
 def write_golden():

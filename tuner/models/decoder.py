@@ -68,6 +68,8 @@ class DecoderConfig:
   embed_scale, residual_scale: what embeddings and each layer's two additions
     are multiplied by; logit_divisor: what logits are divided by.
   experts, latent: what only some families have, with letters of their own.
+  ignored: what names of tensors begin with that files may hold beside the
+    model's; no part of what the model is.
   """
 
   D: int
@@ -95,6 +97,7 @@ class DecoderConfig:
   logit_cap: float | None = None
   experts: Any = None
   latent: Any = None
+  ignored: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   @property
   def L(self) -> int:

@@ -44,7 +44,7 @@ def load(
   rows, sizes = weights.rows(model), model.config.sizes
   tensors = tensors_lib.Tensors(path)
   mxfp4.present(tensors)
-  check(tensors, rows, sizes)
+  check(tensors, rows, sizes, model.config.ignored)
   if model.config.tied:
     check_tied(tensors)
   waiting, found = _Waiting(), {}
@@ -168,15 +168,25 @@ def check(
   tensors: tensors_lib.Tensors,
   rows: Mapping[str, weights.Row],
   sizes: Mapping[str, int],
+  ignored: tuple[str, ...] = (),
 ) -> None:
-  """Raises one ValueError with every missing, extra and misshapen tensor."""
+  """Raises one ValueError with every missing, extra and misshapen tensor.
+
+  ignored: what the names of tensors begin with that may be there unread.
+  """
   problems, wanted = [], set()
   for row in rows.values():
     expected = row.hf_shape(sizes)
     for name in row.names(sizes).values():
       wanted.add(name)
       problems += _problem(tensors, row, name, expected)
-  extra = [n for n in tensors.names() if n not in wanted and not _ignored(n)]
+  extra = [
+    name
+    for name in tensors.names()
+    if name not in wanted
+    and not name.startswith(ignored)
+    and not _ignored(name)
+  ]
   problems += [f'{name} is there, and no weight wants it' for name in extra]
   if problems:
     more = [f'and {len(problems) - 20} more'] if len(problems) > 20 else []

@@ -11,6 +11,7 @@ from typing import Any
 # Keys that stand in rope_parameters and, for older readers, beside it.
 BESIDE = ('rope_theta', 'partial_rotary_factor')
 DROPPED = ('quantization_config', 'auto_map')
+UNWRITTEN = ('num_nextn_predict_layers', 'num_mtp_layers')  # Their numbers.
 LAYERS = ('full_attention', 'sliding_attention')
 # Families in which each of LAYERS has a rope, and the older key of the second's
 # theta; rope_theta is the first's.
@@ -21,9 +22,11 @@ def written_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
   """`config` as it is to be written beside weights of `dtype`.
 
   Without quantization_config, as weights are written plain, and without
-  auto_map, whose code is not beside them.
+  auto_map, whose code is not beside them. Layers that predict several tokens
+  are not written either.
   """
   out = {k: v for k, v in config.items() if k not in DROPPED}
+  out |= {k: 0 for k in UNWRITTEN if k in config}
   out['dtype'] = out['torch_dtype'] = dtype
   new = config.get('rope_parameters') or {}
   local = TYPED.get(config.get('model_type', ''))

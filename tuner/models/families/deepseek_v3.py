@@ -23,6 +23,7 @@ DEFAULTS = {
   'qk_rope_head_dim': 64,
   'v_head_dim': 128,
   'rope_interleave': True,
+  'num_nextn_predict_layers': 1,
 }
 # What others of its kind may say, and this one must not.
 FIXED = {
@@ -78,7 +79,13 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
     experts=_experts(config),
     latent=attention,
     attention_scale=scale,
+    ignored=_ignored(base.L, config['num_nextn_predict_layers'] or 0),
   )
+
+
+def _ignored(first: int, count: int) -> tuple[str, ...]:
+  """The layers that predict several tokens at once, after all others."""
+  return tuple(f'model.layers.{first + i}.' for i in range(count))
 
 
 def _check(config: dict[str, Any]) -> None:
