@@ -196,6 +196,19 @@ def test_a_family_refuses_what_it_does_not_know(changes, message):
   assert str(error.value) == message
 
 
+def test_su_is_what_longrope_was_called():
+  """In the first Phi-3 files, the original length beside the dict."""
+  su, new = (
+    dict(rope_scaling=dict(type=kind, **cases.WAVES), **cases.BEYOND)
+    for kind in ('su', 'longrope')
+  )
+  found = family('phi3', **su).config
+  assert found == family('phi3', **new).config
+  assert found.ropes[0].kind == 'longrope' and found.ropes[0].original == 23
+  with pytest.raises(ValueError, match="rope type 'su' is not supported"):
+    family('llama', **su)
+
+
 def test_an_unknown_family_is_refused_with_all_that_are_known():
   inner = {'model_type': 'gemma3', 'text_config': {'model_type': 'gemma3_text'}}
   with pytest.raises(ValueError) as error:

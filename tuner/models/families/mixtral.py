@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from tuner.models import decoder, moe, weights
+from tuner.models import decoder, moe, rope, weights
 from tuner.models.families import llama
 
 READS = ('sliding_window',)
@@ -14,6 +14,7 @@ DEFAULTS = {
   'num_local_experts': 8,
   'num_experts_per_tok': 2,
 }
+THETA = 1e6
 
 
 class Moe(moe.Moe):
@@ -39,7 +40,7 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
       f'config.json: router_jitter_noise: {config["router_jitter_noise"]}; '
       'this family knows 0.'
     )
-  base = llama.decoder_config(config)
+  base = llama.decoder_config(config, _ropes)
   experts = moe.Experts(
     count=config['num_local_experts'],
     width=config['intermediate_size'],
@@ -48,3 +49,7 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
   )
   layer = decoder.Layer(window=config['sliding_window'], mlp=Moe)
   return dataclasses.replace(base, layers=(layer,) * base.L, experts=experts)
+
+
+def _ropes(config: dict[str, Any], size: int) -> tuple[rope.Rope, ...]:
+  return (rope.read(config, size, THETA),)

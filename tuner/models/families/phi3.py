@@ -12,6 +12,7 @@ READS = ('sliding_window', 'partial_rotary_factor')
 # What `transformers` assumes where config.json leaves a key out.
 DEFAULTS = {'original_max_position_embeddings': 4096, 'sliding_window': None}
 KINDS = ('default', 'longrope')
+SAID_IN = ('rope_parameters', 'rope_scaling')
 
 
 class Attention(blocks.Attention):
@@ -42,7 +43,11 @@ class Mlp(blocks.Mlp):
 
 
 def ropes(config: dict[str, Any], size: int) -> tuple[rope.Rope, ...]:
-  """The rope. Raises ValueError for kinds that this family never had."""
+  """The rope. Raises ValueError for kinds that this family never had.
+
+  'su' is what its first files call longrope.
+  """
+  config = {**config, **{key: _renamed(config.get(key)) for key in SAID_IN}}
   found = rope.read(config, size, partial=True)
   if found.kind not in KINDS:
     raise ValueError(
@@ -50,6 +55,11 @@ def ropes(config: dict[str, Any], size: int) -> tuple[rope.Rope, ...]:
       f'{", ".join(KINDS)}.'
     )
   return (found,)
+
+
+def _renamed(said: dict[str, Any] | None) -> dict[str, Any] | None:
+  names = {k: 'longrope' for k, v in (said or {}).items() if v == 'su'}
+  return {**said, **names} if said else said
 
 
 def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
