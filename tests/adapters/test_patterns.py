@@ -1,4 +1,4 @@
-"""Regular expressions that nobody vouches for: what they match, and how long."""
+"""Regular expressions that nobody vouches for: what they match, how long."""
 
 import re
 import time

@@ -171,7 +171,7 @@ def test_a_web_page_for_weights(copy):
   base, path = copy
   (path / WEIGHTS).write_text('<html>404</html>')
   assert error_of(base, path).startswith(
-    f'ADAPTER/{WEIGHTS}: no safetensors file: '
+    f'ADAPTER/{WEIGHTS}: not a readable safetensors file: it is an HTML page'
   )
 
 
@@ -288,7 +288,32 @@ def test_integers_are_not_cast(copy):
   base, path = copy
   set_tensors(path, {f'{Q}.lora_A.weight': A3.astype(np.int32)})
   message = error_of(base, path)
-  assert f'{Q}.lora_A.weight is I32; allowed are F32, F16, BF16.' in message
+  assert f'{Q}.lora_A.weight is I32; allowed are F32, BF16, F16.' in message
+
+
+@pytest.mark.parametrize('layers', [(1,), (0, 1)])
+def test_experts_that_are_missing_are_named(bases, tmp_path, layers):
+  """Said one by one, as of older `transformers`; of one layer or of both."""
+  base = bases('mixtral')
+  path = tmp_path / 'adapter'
+  path.mkdir()
+  config = dict(peft_type='LORA', r=3, lora_alpha=6, target_modules=['w1'])
+  (path / CONFIG).write_text(json.dumps(config))
+  start = 'base_model.model.model.layers.{}.block_sparse_moe.experts.{}.w1'
+  tensors = {}
+  for layer in (0, 1):
+    for expert in range(1 if layer in layers else 4):
+      module = start.format(layer, expert)
+      tensors[f'{module}.lora_A.weight'] = A3
+      tensors[f'{module}.lora_B.weight'] = np.ones((48, 3), np.float32)
+  safetensors.numpy.save_file(tensors, path / WEIGHTS)
+  faults = [
+    f'base_model.model.model.layers.{layer}.block_sparse_moe.experts.{{E}}.w1'
+    '.weight: experts [1, 2, 3] have none'
+    for layer in layers
+  ]
+  expected = '\n  '.join([f'ADAPTER/{WEIGHTS}:', *faults])
+  assert error_of(base, path) == expected
 
 
 def test_another_base_is_named(copy):
