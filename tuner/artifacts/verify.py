@@ -65,7 +65,8 @@ class Check:
   weights: how many tensors differ from those to be written; None: not read as
   such. difference: the largest of logits. kl: mean nats a token from the
   reference to this. agree: answers that are the same. first: of each other, the
-  first token that differs. prompts: rendered the same. faults: sentences.
+  first token that differs. prompts: rendered the same. faults: sentences;
+  notes: what was not looked at, and why.
   """
 
   format: str
@@ -78,6 +79,7 @@ class Check:
   first: list[int] = dataclasses.field(default_factory=list)
   prompts: int | None = None
   faults: list[str] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
 
   def record(self) -> dict[str, Any]:
     """As JSON, which has no NaN."""
@@ -125,8 +127,11 @@ def predictions(
 @jax.jit
 def _predict(model, tokens_BT, lengths_B, at_BP):
   """float32 logits_BPV after the tokens at those positions."""
-  positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-  segments = (positions < lengths_B[:, None]).astype(jnp.int32)
+  index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+  segments = (index_BT < lengths_B[:, None]).astype(jnp.int32)
+  # Positions that ran on would make the padding part of the text, which some
+  # ropes stretch with.
+  positions = index_BT * segments
   batch = {'tokens': tokens_BT, 'positions': positions, 'segments': segments}
   x_BTD = policy.Policy(model).hidden(batch)
   x_BPD = jnp.take_along_axis(x_BTD, at_BP[:, :, None], axis=1)
