@@ -2,11 +2,23 @@
 
 import json
 import shutil
+import struct
 
+import jax
 import numpy as np
 import pytest
+import support
 
-from tuner.artifacts import export, outside, reread, verify
+from tuner.artifacts import (
+  declared,
+  deliver,
+  export,
+  outside,
+  reread,
+  room,
+  verify,
+)
+from tuner.models import hub
 
 pytestmark = pytest.mark.usefixtures('quick_compiles')
 
@@ -72,6 +84,21 @@ def gguf_ends_elsewhere(file):
   file.write_bytes(content)
 
 
+def gguf_says(key, old, new):
+  """A change of one number of the metadata; its type stands before it."""
+
+  def change(folder):
+    file = folder / GGUF
+    content = bytearray(file.read_bytes())
+    at = content.index(key.encode()) + len(key) + 4
+    kind = '<f' if isinstance(old, float) else '<I'
+    assert content[at : at + 4] == struct.pack(kind, old)
+    content[at : at + 4] = struct.pack(kind, new)
+    file.write_bytes(content)
+
+  return change
+
+
 GGUF = 'model-f16.gguf'
 DOWN = 'weights/blocks.0.mlp.down/0.0.0'
 HF = ('adapter', 'model', 'orbax')
@@ -116,6 +143,17 @@ MUTATIONS = {
     'weights.json is not what was to be written',
   ),
 }
+DECLARED = 'another model is declared: '
+NUMBERS = {
+  'attention.layer_norm_rms_epsilon': (1e-5, 2e-5, 'norm.eps: '),
+  'rope.freq_base': (1e4, 2e4, 'ropes.0.theta: 20000.0, not 10000.0'),
+  'context_length': (256, 128, 'max_positions: 128, not 256'),
+}
+for _key, (_old, _new, _fault) in NUMBERS.items():
+  MUTATIONS[f'gguf {_key}'] = (
+    gguf_says(f'llama.{_key}', _old, _new),
+    DECLARED + _fault,
+  )
 for _name in HF:
   MUTATIONS[f'{_name} tokenizer'] = (
     lambda d: replace(d / 'tokenizer.json', b'"us"', b'"su"'),
@@ -147,6 +185,173 @@ def test_a_change_fails(made, wanted, written, tmp_path, case):
   assert found.faults
   if fault:  # Else it depends on which library meets it first.
     assert any(fault in text for text in found.faults), found.faults
+
+
+@pytest.mark.parametrize('name', ['model', 'gguf', 'orbax'])
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('rms_norm_eps', 2e-5),
+    ('rope_parameters', {'rope_type': 'default', 'rope_theta': 2e4}),
+    ('max_position_embeddings', 128),
+  ],
+)
+def test_a_writer_that_declares_another_model_fails(
+  made, wanted, tmp_path, monkeypatch, name, key, value
+):
+  """What was written is not measured by what was written."""
+  right = export.written_config
+  if name == 'gguf':
+    pytest.importorskip('gguf')
+
+  def wrong(*args):
+    found = {**right(*args), key: value}
+    if key == 'rope_parameters':
+      found['rope_theta'] = value['rope_theta']
+    return found
+
+  monkeypatch.setattr(export, 'written_config', wrong)
+  export.FORMATS[name](tmp_path, made.state, {})
+  found = reread.check(name, tmp_path, made.state, wanted)
+  assert any(text.startswith(DECLARED) for text in found.faults), found.faults
+
+
+def test_numbers_that_differ_by_their_dtype_are_the_same(made):
+  config = made.state.model.config
+  assert declared.differences(config, config) == []
+  for value in (1e-5, float(np.float32(1e-5))):
+    own = json.loads((made.state.base_dir / 'config.json').read_text())
+    other = hub.families.decoder_of({**own, 'rms_norm_eps': value})
+    assert declared.differences(other.config, config) == []
+
+
+def test_a_tensor_too_many_or_too_few_fails(made, wanted, written, tmp_path):
+  place = tmp_path / 'orbax'
+  shutil.copytree(written['orbax'], place)
+  shutil.rmtree(place / 'weights/norm')
+  assert reread.check('orbax', place, made.state, wanted).faults
+  import safetensors.numpy
+
+  place = tmp_path / 'model'
+  shutil.copytree(written['model'], place)
+  file = place / 'model.safetensors'
+  held = safetensors.numpy.load_file(file)
+  extra = {**held, 'more.weight': np.zeros(2, np.float32)}
+  few = dict(list(held.items())[1:])
+  for tensors in (extra, few):
+    safetensors.numpy.save_file(tensors, file)
+    found = reread.check('model', place, made.state, wanted)
+    assert '1 weights are not what was to be written' in found.faults
+
+
+LONGROPE = {
+  'model_type': 'phi3',
+  'original_max_position_embeddings': 40,
+  'rope_parameters': {
+    'rope_type': 'longrope',
+    'rope_theta': 1e4,
+    'short_factor': [1.0, 1.1, 1.3, 1.2],
+    'long_factor': [1.5, 2.0, 4.0, 6.0],
+  },
+}
+
+
+def test_a_text_is_as_long_as_itself(made, tmp_path):
+  """Not as its padding: some ropes stretch with the text."""
+  support.write_model(tmp_path, **LONGROPE)
+  state = made.make(tmp_path, adaptation={'name': 'full'})
+  runner = state.filled(state.attached)
+  rng = np.random.default_rng(0)
+  texts = [rng.integers(3, 300, n).tolist() for n in (20, 40, 41, 60)]
+  starts = [len(ids) - 8 for ids in texts]
+  found = verify.predictions(runner, texts, starts)
+  for ids, start, own in zip(texts, starts, found, strict=True):
+    alone = np.asarray(support.logits(runner.model, np.array([ids])))[0]
+    np.testing.assert_allclose(own, alone[start - 1 : -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_no_room_is_a_note_and_weights_are_compared_all_the_same(
+  made, wanted, written, tmp_path, monkeypatch, name
+):
+  """Nothing but an adapter is then put on a device."""
+  monkeypatch.setattr(room, 'lacking', lambda _: 'it takes 9 GB')
+  if name != 'adapter':
+    monkeypatch.setattr(jax, 'device_put', None)
+    monkeypatch.setattr(type(made.state), 'load', None)
+  found = reread.check(name, written[name], made.state, wanted)
+  assert (found.faults, found.weights) == ([], 0)
+  if name == 'adapter':  # It stands on the base that is there.
+    assert found.notes == [] and found.difference is not None
+    return
+  assert found.notes == [f'{room.NOT_COMPARED} (it takes 9 GB)']
+  assert found.difference is found.kl is found.agree is None
+  place = tmp_path / name
+  shutil.copytree(written[name], place)
+  MUTATIONS[f'{name} weight'][0](place)
+  assert reread.check(name, place, made.state, wanted).faults
+
+
+def test_room_is_what_devices_say(made, monkeypatch):
+  needed = room.device_bytes(made.state)
+  file = made.state.base_dir / 'model.safetensors'
+  assert 0 <= file.stat().st_size - needed < 4096
+  assert room.lacking(made.state) == ''  # A CPU does not say.
+
+  class Device:
+    def __init__(self, free):
+      self.free = free
+
+    def memory_stats(self):
+      return {'bytes_limit': 10**9, 'bytes_in_use': 10**9 - self.free}
+
+  class Mesh:
+    local_devices: list = []
+
+  state = made.make()
+  monkeypatch.setattr(room, 'device_bytes', lambda _: needed)
+  object.__setattr__(state, 'mesh', Mesh)
+  Mesh.local_devices = [Device(needed)]
+  assert room.lacking(state) == ''
+  Mesh.local_devices.append(Device(needed - 1))
+  assert 'of a device' in room.lacking(state)
+
+
+@pytest.mark.parametrize('said', ['RESOURCE_EXHAUSTED: no', 'INTERNAL: no'])
+def test_what_runs_out_of_memory_is_not_wrong(
+  made, wanted, written, tmp_path, monkeypatch, said
+):
+  """Any other failure is."""
+
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError(said)
+
+  monkeypatch.setattr(verify, 'predictions', fail)
+  found = reread.check('model', written['model'], made.state, wanted)
+  assert found.weights == 0
+  if said.startswith('RESOURCE'):
+    assert (found.faults, found.notes) == ([], [room.NOT_COMPARED])
+    found = deliver.check(made.state, {'orbax': written['orbax']})
+    assert [one.faults for one in found] == [[]]
+  else:
+    assert found.notes == []
+    assert found.faults == ['cannot be read: JaxRuntimeError: INTERNAL: no']
+
+
+def test_what_was_not_compared_is_told(
+  made, written, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(outside, '_is_installed', lambda name: False)
+  state = made.make()
+  object.__setattr__(state, 'prompts', ())
+  place = tmp_path / 'orbax'
+  shutil.copytree(written['orbax'], place)
+  (place / 'prompts.jsonl').write_text('')
+  (found,) = deliver.check(state, {'orbax': place})
+  assert found.faults == [] and found.difference is None
+  out = capsys.readouterr().out
+  assert 'predictions were not compared: the run kept no prompts' in out
+  assert 'logits within' not in out
 
 
 def test_another_model_is_beyond_the_bound(made, wanted):

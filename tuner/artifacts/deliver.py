@@ -10,6 +10,8 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
+import jax
+
 from tuner import rundir
 from tuner.artifacts import (
   export,
@@ -17,6 +19,7 @@ from tuner.artifacts import (
   outside,
   places,
   reread,
+  room,
   table,
   verify,
 )
@@ -110,15 +113,30 @@ def check(
   """Reads every format again, and prints what was found."""
   start_s = time.perf_counter()
   libraries, notes = outside.readers(written, trained)
-  wanted = verify.reference(trained)
+  wanted, why = _reference(trained)
   found = [
     reread.check(name, path, trained, wanted) for name, path in written.items()
   ]
   found += outside.check(written, libraries, trained, wanted)
   found.sort(key=lambda one: list(written).index(one.format))
+  notes += why
+  notes += [f'{one.format}: {note}' for one in found for note in one.notes]
   seconds = time.perf_counter() - start_s
   print(table.text(trained, wanted, found, notes, seconds), flush=True)
   return found
+
+
+def _reference(trained: Trained) -> tuple[verify.Reference, list[str]]:
+  """What the state in memory predicts; why it is not asked, if it is not."""
+  nothing = verify.Reference([], [], [])
+  if not trained.prompts:
+    return nothing, ['predictions were not compared: the run kept no prompts']
+  try:
+    return verify.reference(trained), []
+  except jax.errors.JaxRuntimeError as error:
+    if not room.is_exhausted(error):
+      raise
+    return nothing, ['predictions were not compared: no room for decoding']
 
 
 def _record(out, trained, names, found, key) -> None:

@@ -121,7 +121,8 @@ def orbax(path: pathlib.Path, trained: Trained, done: Done) -> None:
   """`weights`, a flat dict of host arrays that plain orbax restores.
 
   weights.json says of each path its dims, and the Hugging Face tensors that it
-  is. Arrays lie in files of their own, named by path.
+  is. Arrays lie in files of their own, named by path. The host holds the whole
+  model: orbax takes it at once.
   """
   del done
   host = {p: on_host(trained, p, trained.dtype) for p in trained.rows}

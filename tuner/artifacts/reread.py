@@ -1,9 +1,11 @@
 """Each format read again by our own code, and what is in it that should not be.
 
-A reader returns weights by path, as the state in memory would hold them, and
-adds to the check what differs from what was to be written.
+A reader compares the files with what was to be written, tensor by tensor on the
+host, and adds what differs to the check. It returns how to load the weights by
+path, as the state in memory would hold them, for whoever has room for them.
 """
 
+import contextlib
 import json
 import pathlib
 import tempfile
@@ -17,21 +19,26 @@ import safetensors.numpy
 
 from tuner import mesh as mesh_lib
 from tuner.adapters import low_rank, peft, read
-from tuner.artifacts import export, prompts, verify
+from tuner.artifacts import declared, export, prompts, room, verify
 from tuner.artifacts import trained as trained_lib
 from tuner.data import template as template_lib
 from tuner.models import hub
 
 Trained = trained_lib.Trained
+Load = Callable[[], Mapping[str, Any]]
 
 # float32 vectors that a format adds 1 to and takes it away again lose this.
 ROUNDED = 3e-7
 
 
 def adapter(
-  path: pathlib.Path, trained: Trained, check: verify.Check
-) -> Mapping[str, Any]:
+  path: pathlib.Path,
+  trained: Trained,
+  check: verify.Check,
+  stack: contextlib.ExitStack,
+) -> Load:
   """The base of the state in memory with the adapter of the directory."""
+  del stack
   for name, wanted in export.adapter_records(trained).items():
     _compare_json(check, path / name, wanted)
   found = safetensors.numpy.load_file(path / read.WEIGHTS)
@@ -40,37 +47,70 @@ def adapter(
   wanted = peft.tensors(trained.model, adaptation, trained.trainable)
   _count(check, found, wanted)
   stored = read.adapter(trained.rows, trained.model.config.sizes, str(path))
-  values = {
-    name: jax.device_put(
-      value.astype(trained.config.model.master),
-      trained.trainable[name].sharding,
-    )
-    for name, value in stored.values.items()
-  }
-  return adaptation.attach(dict(trained.frozen), values)
+
+  def load():
+    values = {
+      name: jax.device_put(
+        value.astype(trained.config.model.master),
+        trained.trainable[name].sharding,
+      )
+      for name, value in stored.values.items()
+    }
+    return adaptation.attach(dict(trained.frozen), values)
+
+  return load
 
 
 def model(
-  path: pathlib.Path, trained: Trained, check: verify.Check
-) -> Mapping[str, Any]:
+  path: pathlib.Path,
+  trained: Trained,
+  check: verify.Check,
+  stack: contextlib.ExitStack,
+) -> Load:
   """The directory's weights."""
+  del stack
   _compare_json(check, path / 'config.json', export.written_config(trained))
-  values = trained.load(path)
-  _compare_values(check, trained, values)
-  return values
+  _compare_declared(check, trained, path)
+  held = hub.Tensors(path)
+
+  def is_same(name, wanted):
+    found = held.slice_of(name)[...]
+    return found.dtype == wanted.dtype and np.array_equal(found, wanted)
+
+  _compare_tensors(check, trained, held, trained.dtype, is_same)
+  return lambda: trained.load(path)
 
 
 def orbax(
-  path: pathlib.Path, trained: Trained, check: verify.Check
-) -> Mapping[str, Any]:
-  """The arrays as plain orbax restores them."""
+  path: pathlib.Path,
+  trained: Trained,
+  check: verify.Check,
+  stack: contextlib.ExitStack,
+) -> Load:
+  """The arrays as plain orbax restores them, one at a time."""
   described = export.described(trained)
   _compare_json(check, path / 'weights.json', described)
   _compare_json(check, path / 'config.json', export.written_config(trained))
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    values = checkpointer.restore((path / 'weights').absolute())
-  _compare_values(check, trained, values)
-  return {p: _placed(trained, p, values[p]) for p in trained.rows}
+  _compare_declared(check, trained, path)
+  checkpointer = stack.enter_context(ocp.PyTreeCheckpointer())
+  place = (path / 'weights').absolute()
+
+  def one(name):
+    args = ocp.args.PyTreeRestore(
+      item={name: 0},
+      restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
+      partial_restore=True,
+    )
+    return checkpointer.restore(place, args=args)[name]
+
+  there = set(checkpointer.metadata(place).item_metadata.tree)
+  wrong = len(there ^ trained.rows.keys())
+  for name in there & trained.rows.keys():
+    found, wanted = one(name), export.on_host(trained, name, trained.dtype)
+    same = found.dtype == wanted.dtype
+    wrong += not (same and np.array_equal(found, wanted))
+  _set_weights(check, wrong)
+  return lambda: {p: _placed(trained, p, one(p)) for p in trained.rows}
 
 
 def _placed(trained: Trained, path: str, value: Any) -> jax.Array:
@@ -80,25 +120,53 @@ def _placed(trained: Trained, path: str, value: Any) -> jax.Array:
 
 
 def gguf(
-  path: pathlib.Path, trained: Trained, check: verify.Check
-) -> Mapping[str, Any]:
+  path: pathlib.Path,
+  trained: Trained,
+  check: verify.Check,
+  stack: contextlib.ExitStack,
+) -> Load:
   """The file's weights, by way of a Hugging Face directory."""
   from tuner.llamacpp import read as gguf_read
 
-  with tempfile.TemporaryDirectory(dir=path) as folder:
-    source = pathlib.Path(folder) / 'source'
-    gguf_read.convert(path / export.gguf_name(trained), source, 'float32')
-    values = trained.load(source)
-    tensors = hub.Tensors(source)
-    sizes, wrong = trained.model.config.sizes, 0
-    for path_, row in trained.rows.items():
-      host = export.on_host(trained, path_, 'float32')
-      for name, wanted in hub.hf_tensors(row, host, sizes):
-        found = tensors.slice_of(name)[:]
-        wrong += not _is_gguf(found, wanted, check.dtype)
-    _set_weights(check, wrong)
-    _compare_tokens(check, source, trained)
-  return values
+  folder = stack.enter_context(tempfile.TemporaryDirectory(dir=path))
+  source = pathlib.Path(folder) / 'source'
+  gguf_read.convert(path / export.gguf_name(trained), source, 'float32')
+  _compare_declared(check, trained, source)
+  held = hub.Tensors(source)
+
+  def is_same(name, wanted):
+    return _is_gguf(held.slice_of(name)[...], wanted, check.dtype)
+
+  _compare_tensors(check, trained, held, 'float32', is_same)
+  _compare_tokens(check, source, trained)
+  return lambda: trained.load(source)
+
+
+def _compare_tensors(check, trained, held, dtype, is_same) -> None:
+  """Counts tensors that differ, are missing, or are there beyond those.
+
+  The host holds one declared weight, and of the file one tensor.
+  """
+  sizes, wanted_names, wrong = trained.model.config.sizes, set(), 0
+  for path, row in trained.rows.items():
+    host = export.on_host(trained, path, dtype)
+    for name, wanted in hub.hf_tensors(row, host, sizes):
+      wanted_names.add(name)
+      if name in held:
+        wrong += not is_same(name, wanted)
+        held.forget([name])
+  wrong += len(wanted_names ^ set(held.names()))
+  _set_weights(check, wrong)
+
+
+def _compare_declared(check, trained, path: pathlib.Path) -> None:
+  """Whether config.json, or a GGUF file's metadata, is of the same model."""
+  found = hub.declare(path).config
+  if odd := declared.differences(found, trained.model.config):
+    more = f' and {len(odd) - 3} more' * (len(odd) > 3)
+    check.faults.append(
+      f'another model is declared: {"; ".join(odd[:3])}{more}'
+    )
 
 
 def _is_gguf(found: np.ndarray, wanted: np.ndarray, dtype: str) -> bool:
@@ -125,7 +193,7 @@ def _kept(wanted: np.ndarray, dtype: str) -> Iterator[np.ndarray]:
     yield gguf.dequantize(gguf.quantize(wanted, kind), kind)
 
 
-READERS: dict[str, Callable[..., Mapping[str, Any]]] = {
+READERS: dict[str, Callable[..., Load]] = {
   'adapter': adapter,
   'model': model,
   'gguf': gguf,
@@ -143,16 +211,33 @@ def check(
   }.get(name, trained.dtype)
   found = verify.Check(name, 'tuner', dtype)
   files(path, trained, found)
-  try:
-    values = READERS[name](path, trained, found)
-  except Exception as error:  # Of a damaged file, libraries raise anything.
-    reason = (str(error).splitlines() or [''])[0]
-    found.faults.append(f'cannot be read: {type(error).__name__}: {reason}')
-    return found
-  runner = trained.filled(values)
-  logits = verify.predictions(runner, wanted.sequences, wanted.starts)
-  verify.compare(found, wanted, logits, trained.config.model.dtype)
+  with contextlib.ExitStack() as stack:
+    try:
+      load = READERS[name](path, trained, found, stack)
+      _predict(found, load, trained, wanted)
+    except Exception as error:  # Of a damaged file, libraries raise anything.
+      reason = (str(error).splitlines() or [''])[0]
+      found.faults.append(f'cannot be read: {type(error).__name__}: {reason}')
   return found
+
+
+def _predict(check, load: Load, trained, wanted) -> None:
+  """Compares predictions, where devices hold the weights a second time."""
+  if not wanted.logits:
+    return
+  is_whole = check.format != 'adapter'
+  try:
+    if is_whole and (reason := room.lacking(trained)):
+      check.notes.append(f'{room.NOT_COMPARED} ({reason})')
+      return
+    runner = trained.filled(load())
+    logits = verify.predictions(runner, wanted.sequences, wanted.starts)
+  except jax.errors.JaxRuntimeError as error:
+    if not room.is_exhausted(error):
+      raise
+    check.notes.append(room.NOT_COMPARED)
+    return
+  verify.compare(check, wanted, logits, trained.config.model.dtype)
 
 
 def files(path: pathlib.Path, trained: Trained, check: verify.Check) -> None:
@@ -201,16 +286,6 @@ def _ids(prompt, tokenizer):
 
 def _listed(ids) -> str:
   return ', '.join(map(str, sorted(ids)))
-
-
-def _compare_values(check, trained, values) -> None:
-  """Counts weights that are not those to be written, by path."""
-  wrong = 0
-  for path in trained.rows:
-    found = np.asarray(values[path])
-    wanted = export.on_host(trained, path, trained.dtype).astype(found.dtype)
-    wrong += not np.array_equal(found, wanted)
-  _set_weights(check, wrong)
 
 
 def _count(check, found, wanted) -> None:

@@ -1,5 +1,6 @@
 """What verification found, for a terminal of 80 columns."""
 
+import textwrap
 from collections.abc import Sequence
 
 from tuner.artifacts import trained as trained_lib
@@ -38,7 +39,9 @@ def text(
     for row in rows
   ]
   lines += ['', *(f'  {line}' for line in _bounds(found, wanted, own))]
-  lines += [f'  {note}' for note in notes]
+  for note in notes:
+    told = textwrap.fill(escape.visible(note), 78, subsequent_indent='  ')
+    lines += textwrap.indent(told, '  ').splitlines()
   for one in found:
     lines += [
       escape.visible(f'  WRONG: {one.format}, {one.reader}: {fault}')
@@ -62,17 +65,21 @@ def _row(one: verify.Check, n: int) -> tuple[str, ...]:
 
 
 def _bounds(found, wanted, own) -> list[str]:
-  """What each dtype is held to, in words."""
+  """What each dtype is held to, in words; nothing that was not measured."""
+  if not wanted.logits:
+    return []
   lines = []
   for dtype in dict.fromkeys(one.dtype for one in found):
     name, most = verify.bound(
       (own, verify.NAMES.get(dtype, dtype)), wanted.largest
     )
     what = {'difference': 'logits within', 'kl': 'KL nats at most'}[name]
-    largest = f' (the largest is {wanted.largest:.0f})'
-    lines.append(
-      f'{dtype}: {what} {most:.2g}' + largest * (name == 'difference')
-    )
+    why = ''
+    if name == 'difference':
+      why = f' (the largest is {wanted.largest:.0f})'
+    elif own != 'float32':
+      why = f' (computing in {own})'
+    lines.append(f'{dtype}: {what} {most:.2g}{why}')
   first = [i for one in found for i in one.first]
   if first:
     lines.append(
