@@ -210,7 +210,12 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
     where='config.adapt',
     takes=('rows',),
     sizes=model.config.sizes,
-    base=base_lib.Base(config.model.path, hub.revision_of(base_dir), base_dir),
+    base=base_lib.Base(
+      config.model.path,
+      hub.revision_of(base_dir),
+      base_dir,
+      basedir.weights_hash,
+    ),
   )
   adaptation = bound(declared)
   if config.export.formats == ('adapter',) and not adaptation.is_adapter:

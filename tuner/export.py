@@ -138,7 +138,12 @@ def of_step(given, own, workdir, step: int, mesh) -> Trained:
     where='config.adapt',
     takes=('rows',),
     sizes=model.config.sizes,
-    base=base_lib.Base(own.model.path, hub.revision_of(base_dir), base_dir),
+    base=base_lib.Base(
+      own.model.path,
+      hub.revision_of(base_dir),
+      base_dir,
+      basedir.weights_hash,
+    ),
   )
   adaptation = bound(weights.rows(model))
   tokenizer, stop_ids = dataset.load_tokenizer(own, base_dir)

@@ -370,3 +370,19 @@ def test_the_recorded_hash_decides(copy):
   assert error_of(base, path).endswith(
     f'whose weights differ: {ours}, not ffffffffffff as in tuner.json.'
   )
+
+
+def test_a_hash_that_was_kept_is_asked_for(copy):
+  """And only where a record or another name calls for it."""
+  base, path = copy
+  asked = []
+  model = small.load(base)[0]
+
+  def go_on():
+    own = base_lib.Base(str(base), None, base, lambda d: asked.append(d) or 'f')
+    rows, sizes = weights.rows(model), model.config.sizes
+    return adapt.peft(rows, str(path), sizes=sizes, base=own)
+
+  assert go_on().targets and not asked
+  (path / base_lib.RECORD).write_text(json.dumps({base_lib.KEY: 'f'}))
+  assert go_on().targets and asked == [base]
