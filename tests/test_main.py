@@ -66,12 +66,6 @@ def drop(section, key=None):
   return change
 
 
-EXPORT = (
-  "Export(formats: tuple[typing.Literal['adapter', 'model', 'gguf', 'orbax'], "
-  "...] = ('adapter', 'model'), dtype: Optional[Literal['float32', 'bfloat16', "
-  "'float16']] = None, gguf_dtype: Literal['f32', 'f16', 'bf16', 'q8_0'] = "
-  "'f16', max_shard_bytes: int = 5000000000)"
-)
 GET_CONFIG = (
   'get_config(model, data, batch, train, adapt, optimizer, schedule, '
   'objective=None, seed: int = 0, evaluate=None, checkpoint=None, '
@@ -111,13 +105,18 @@ REFUSED = {
   ),
   'text for a list': (
     put(export__formats='model'),
-    "config.export.formats: 'model' (str), wanted tuple[typing.Literal["
-    f"'adapter', 'model', 'gguf', 'orbax'], ...]. {EXPORT}",
+    "config.export.formats: 'model' (str), wanted a list of some of adapter, "
+    'model, gguf, orbax.',
+  ),
+  'unknown format': (
+    put(export__formats=('model', 'adaptor')),
+    "config.export.formats: 'adaptor', wanted one of adapter, model, gguf, "
+    "orbax; did you mean 'adapter'?",
   ),
   'unknown gguf_dtype': (
     put(export__gguf_dtype='q4_0'),
-    "config.export.gguf_dtype: 'q4_0' (str), wanted Literal['f32', 'f16', "
-    f"'bf16', 'q8_0']. {EXPORT}",
+    "config.export.gguf_dtype: 'q4_0', wanted one of f32, f16, bf16, q8_0; did "
+    "you mean 'q8_0'?",
   ),
   'max_shard_bytes 0': (
     put(export__max_shard_bytes=0),

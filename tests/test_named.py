@@ -215,6 +215,33 @@ def test_misfits(annotation, value):
     named.fill(function, dict(x=value))
 
 
+@pytest.mark.parametrize(
+  ('annotation', 'value', 'told'),
+  [
+    (
+      Literal['aaa', 'b'],
+      'aa',
+      "'aa', wanted one of aaa, b; did you mean 'aaa'?",
+    ),
+    (Literal['aaa', 'b'], 3, '3, wanted one of aaa, b.'),
+    (Literal['aaa', 1] | None, 'x', "'x', wanted one of aaa, 1, None."),
+    (
+      tuple[Literal['aaa', 'b'], ...],
+      ['b', 'aa', 'x'],
+      "'aa', wanted one of aaa, b; did you mean 'aaa'?",
+    ),
+    (list[Literal['aa']], 'aa', "'aa' (str), wanted a list of some of aa."),
+  ],
+)
+def test_a_choice_is_told_as_names(annotation, value, told):
+  def function(x: annotation):
+    return x
+
+  with pytest.raises(ValueError) as caught:
+    named.fill(function, dict(x=value))
+  assert str(caught.value) == f'config.x: {told}'
+
+
 def test_a_plain_default_says_the_type_where_no_annotation_does():
   def dpo(policy, batch, beta=0.1, label=None):
     return policy, batch, beta, label

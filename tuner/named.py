@@ -116,10 +116,8 @@ def fill(
     try:
       resolved[key] = _fit(value, hints.get(key, Any))
     except _MisfitError:
-      raise ValueError(
-        f'{where}.{key}: {value!r} ({type(value).__name__}), wanted '
-        f'{_written(hints[key])}. {shown}'
-      ) from None
+      wrong = _misfit(value, hints[key], shown)
+      raise ValueError(f'{where}.{key}: {wrong}') from None
   missing = [k for k in free if k not in resolved]
   if missing:
     raise ValueError(f'{where}: missing {_listed(missing)}. {shown}')
@@ -274,8 +272,40 @@ def _hints(function: Callable) -> dict[str, Any]:
     return plain
 
 
-def _written(annotation) -> str:
-  return inspect.formatannotation(annotation)
+def _misfit(value, annotation, shown: str) -> str:
+  """What a value is and what is wanted; of names, the nearest."""
+  choices, are_many = _choices(annotation)
+  kind = type(value).__name__
+  if not choices:
+    wanted = inspect.formatannotation(annotation)
+    return f'{value!r} ({kind}), wanted {wanted}. {shown}'
+  listed = _listed(map(str, choices))
+  if are_many:
+    if not isinstance(value, list | tuple):
+      return f'{value!r} ({kind}), wanted a list of some of {listed}.'
+    value = next(item for item in value if item not in choices)
+  hint = nearest(value, map(str, choices)) if isinstance(value, str) else ''
+  return f'{value!r}, wanted one of {listed}{hint or "."}'
+
+
+def _choices(annotation) -> tuple[tuple[Any, ...], bool]:
+  """(all values that it allows, whether it is of lists of them).
+
+  () where they cannot be listed.
+  """
+  origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is typing.Literal:
+    return inner, False
+  if annotation in (None, type(None)):
+    return (None,), False
+  if origin in (types.UnionType, typing.Union):
+    found = [_choices(member) for member in inner]
+    if all(choices and not are_many for choices, are_many in found):
+      return tuple(c for choices, _ in found for c in choices), False
+  if origin in (list, tuple, collections.abc.Sequence):
+    if inner and (origin is not tuple or inner[1:] == (...,)):
+      return _choices(inner[0])[0], True
+  return (), False
 
 
 class _MisfitError(Exception):
