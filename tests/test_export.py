@@ -14,6 +14,7 @@ import support
 from tuner import commands, commits, export, rundir
 from tuner.artifacts import export as export_lib
 from tuner.artifacts import outside
+from tuner.models import hub
 
 ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures('quick_compiles')
@@ -352,7 +353,7 @@ def test_gguf_that_is_not_installed(run, monkeypatch):
   )
 
 
-def test_another_base_is_refused_by_name(run, tmp_path):
+def test_another_base_is_refused_by_name(trained, run, tmp_path):
   base = tmp_path / 'base'
   base.mkdir()
   support.write_model(base, seed=1)
@@ -360,15 +361,32 @@ def test_another_base_is_refused_by_name(run, tmp_path):
   def change(own):
     own.model.path = str(base)
 
+  config, workdir = trained
   text = message(run, 'model', change=change)
+  assert text.startswith(f'{workdir}: another base.\n')
+  for path in (config.model.path, base):
+    sha256 = hub.weights_hash(pathlib.Path(path))
+    assert f'{path} at revision None, weights sha256 {sha256}\n' in text
+  assert text.endswith(
+    'Set config.model.path and config.model.revision to the former.'
+  )
+  old = tmp_path / 'old'
+  shutil.copytree(workdir, old)
+  (old / 'run.json').unlink()  # Its checkpoints know, too.
+  text = message(run, 'model', change=change, workdir=old)
   assert 'model.weights' in text and 'checkpoint' in text
 
 
-def test_another_rank_is_refused_by_name(run):
+def test_another_rank_is_refused_by_name(trained, run):
   def change(own):
     own.adapt.rank = 5
 
-  assert 'adapt.rank | 4          | 5' in message(run, 'model', change=change)
+  _, workdir = trained
+  text = message(run, 'model', change=change)
+  assert 'adapt.rank | 4          | 5' in text
+  assert text.endswith(
+    f'\ngive the config that the run was trained with: {workdir}/config.json'
+  )
 
 
 def test_a_damaged_step_is_passed_over_or_refused(
@@ -398,7 +416,7 @@ def test_full_fine_tuning_has_no_adapter(tiny_config, tmp_path, capsys):
   tiny_config.objective = dict(name='support.towards_one')
   commands.train(tiny_config, tmp_path / 'run')
   given = dict(workdir=tmp_path / 'run', is_verified=False)
-  with pytest.raises(ValueError, match='full fine-tuning makes none'):
+  with pytest.raises(ValueError, match="'full' makes none"):
     export.run(tiny_config, formats=('adapter',), **given)
   export.run(tiny_config, formats=('adapter', 'model'), **given)
   assert 'adapter: not made; full fine-tuning has none' in (

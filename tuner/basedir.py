@@ -65,3 +65,17 @@ def identity(
   """`hub.identity`, its hash kept in the cache."""
   cache_dir = dataset.cache_dir() / 'weights'
   return hub.identity(base_dir, path, revision, cache_dir)
+
+
+def check_run(workdir: pathlib.Path, base_dir: pathlib.Path, path: str) -> None:
+  """Raises ValueError where a run began on another base, naming both.
+
+  path: as config.model.path says it. A run whose run.json does not say is
+  known by the facts of its checkpoints alone.
+  """
+  try:
+    then = json.loads((workdir / 'run.json').read_text(encoding='utf-8'))
+    base = then['base']
+  except (OSError, ValueError, KeyError, TypeError):
+    return
+  hub.check_identity(base, identity(base_dir, path), str(workdir))

@@ -29,7 +29,7 @@ from tuner import stop as stop_lib
 from tuner import train as train_lib
 from tuner.artifacts import deliver, places, prompts
 from tuner.data import split as split_lib
-from tuner.models import hub, weights
+from tuner.models import weights
 
 Experiment = experiment_lib.Experiment
 
@@ -66,7 +66,7 @@ def _train(experiment, workdir, allow_change, stop) -> int:
     resumed = checkpoints.newest()
     if resumed is not None:
       if not {'model', 'model.weights'} & set(allow_change):
-        _check_base(experiment, workdir)
+        basedir.check_run(workdir, experiment.base_dir, own.model.path)
       then = checkpoints.record(resumed)['facts']
       commits.compare_facts(then, checkpoints.facts, allow_change)
     _write_json(workdir / 'config.json', experiment.resolved)
@@ -278,16 +278,6 @@ def say(text: str) -> None:
   """One line on stderr, from the first process only."""
   if jax.process_index() == 0:
     print(text, file=sys.stderr, flush=True)
-
-
-def _check_base(experiment: Experiment, workdir: pathlib.Path) -> None:
-  """Raises ValueError where the run began on another base, naming both."""
-  try:
-    then = json.loads((workdir / 'run.json').read_text(encoding='utf-8'))
-    base = then['base']
-  except (OSError, ValueError, KeyError, TypeError):
-    return  # The facts of the checkpoint are compared all the same.
-  hub.check_identity(base, _identity(experiment), str(workdir))
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:

@@ -60,8 +60,11 @@ def _text(description):
   return f'{dtype}{shape}'
 
 
-def compare_facts(then, now, allow_change=()):
-  """Raises ValueError with a table of the facts that differ.
+ALLOW = '--allow_change=key lets one through; or choose another workdir'
+
+
+def compare_facts(then, now, allow_change=(), advice=ALLOW):
+  """Raises ValueError with a table of the facts that differ, and advice.
 
   A key of allow_change lets that fact, or all facts below it, through; one
   that names no fact is an error.
@@ -85,9 +88,7 @@ def compare_facts(then, now, allow_change=()):
       for row in rows
     )
     raise ValueError(
-      'this run is not the one that the checkpoint is of:\n'
-      f'{table}\n--allow_change=key lets one through; or choose another '
-      'workdir'
+      f'this run is not the one that the checkpoint is of:\n{table}\n{advice}'
     )
 
 

@@ -36,22 +36,48 @@ from tuner.models import decoder, hub, linear, policy, weights
 
 
 @dataclasses.dataclass(frozen=True)
+class Declared:
+  """What a config says of the model; neither data nor weights are read.
+
+  adapt: config.adapt with its defaults filled in.
+  """
+
+  base_dir: pathlib.Path
+  model: decoder.Decoder
+  adaptation: adapt.Adaptation
+  adapt: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
   """A config brought to life. `frozen` is the base as far as it is frozen."""
 
   config: sections.Config
   resolved: dict[str, Any]
-  base_dir: pathlib.Path
+  declared: Declared
   tokenizer: Any
   stop_ids: tuple[int, ...]
   data: dataset.Data
   source: Any
-  model: decoder.Decoder
-  adaptation: adapt.Adaptation
   objective: Callable
   optimizer: optim.Optimizer
   total_steps: int
   mesh: jax.sharding.Mesh
+
+  @property
+  def base_dir(self) -> pathlib.Path:
+    """The base's directory."""
+    return self.declared.base_dir
+
+  @property
+  def model(self) -> decoder.Decoder:
+    """The base as it is declared, without weights."""
+    return self.declared.model
+
+  @property
+  def adaptation(self) -> adapt.Adaptation:
+    """What is trained of it."""
+    return self.declared.adaptation
 
   @property
   def revision(self) -> str | None:
@@ -66,24 +92,19 @@ class Experiment:
   @functools.cached_property
   def facts(self) -> dict[str, Any]:
     """What a resumed run must have in common with its checkpoint."""
-    keys = ('seed', 'adapt', 'objective', 'optimizer', 'schedule')
-    template = json.dumps(template_lib.identity(self.tokenizer))
-    model = {k: self.resolved['model'][k] for k in ('dtype', 'master')}
+    keys = ('seed', 'objective', 'optimizer', 'schedule')
     batch = {k: self.resolved['batch'][k] for k in ('rows', 'tokens')}
-    adapted = {**self.resolved['adapt'], **self.adaptation.facts}
-    if adapted.get('dropout'):  # Each micro-batch has its own.
+    model = model_facts(self.config, self.declared, self.tokenizer)
+    if model['adapt'].get('dropout'):  # Each micro-batch has its own.
       batch['accumulate'] = self.config.batch.accumulate
     return {
       **{key: self.resolved[key] for key in keys},
-      'adapt': adapted,
+      **model,
       'batch': batch,
-      'model': {**model, 'weights': basedir.weights_hash(self.base_dir)},
       'steps': self.total_steps,
       'clip_norm': self.config.train.clip_norm,
       'data': self.source.fingerprint,
       'test': split_lib.digest(self.split.test),
-      'template': hashlib.sha256(template.encode()).hexdigest(),
-      'tokenizer': _sha256(self.base_dir / 'tokenizer.json'),
     }
 
   def filled(self, values: Mapping[str, Any], reach=None) -> policy.Policy:
@@ -200,36 +221,16 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   Raises ValueError for what the user can mend.
   """
   config = sections.read(given)
-  base_dir = basedir.find(config.model.path, config.model.revision)
-  model = hub.declare(base_dir)
+  declared = declare(config)
+  model, adaptation = declared.model, declared.adaptation
   mesh = mesh_lib.make(**dataclasses.asdict(config.mesh))
-  declared = weights.rows(model)
-  bound = named.bind(
-    config.adapt,
-    adapt,
-    where='config.adapt',
-    takes=('rows',),
-    sizes=model.config.sizes,
-    base=base_lib.Base(
-      config.model.path,
-      hub.revision_of(base_dir),
-      base_dir,
-      basedir.weights_hash,
-    ),
-  )
-  adaptation = bound(declared)
-  if config.export.formats == ('adapter',) and not adaptation.is_adapter:
-    raise ValueError(
-      f"config.export.formats: 'adapter', but {config.adapt['name']!r} makes "
-      "none; use 'model'."
-    )
   objective = named.bind(
     config.objective,
     tuner.objectives,
     where='config.objective',
     takes=('policy', 'reference', 'batch'),
   )
-  tokenizer, stop_ids = dataset.load_tokenizer(config, base_dir)
+  tokenizer, stop_ids = dataset.load_tokenizer(config, declared.base_dir)
   data, source = _data(config, tokenizer, stop_ids, model)
   check_fit(config, mesh)
   total_steps = config.train.total(_epoch_steps(source))
@@ -244,14 +245,56 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
   )
   resolved = {
     **config.resolved(),
-    'adapt': bound.resolved,
+    'adapt': declared.adapt,
     'objective': objective.resolved,
     **optimizer.resolved,
   }
   return Experiment(
-    config, resolved, base_dir, tokenizer, stop_ids, data, source, model,
-    adaptation, objective, optimizer, total_steps, mesh,
+    config, resolved, declared, tokenizer, stop_ids, data, source, objective,
+    optimizer, total_steps, mesh,
   )  # fmt: skip
+
+
+def declare(config: sections.Config) -> Declared:
+  """The base and what is trained of it, and that its exports can be made.
+
+  Raises ValueError for what the user can mend.
+  """
+  base_dir = basedir.find(config.model.path, config.model.revision)
+  model = hub.declare(base_dir)
+  bound = named.bind(
+    config.adapt,
+    adapt,
+    where='config.adapt',
+    takes=('rows',),
+    sizes=model.config.sizes,
+    base=base_lib.Base(config.model.path, hub.revision_of(base_dir), base_dir),
+  )
+  adaptation = bound(weights.rows(model))
+  if set(config.export.formats) == {'adapter'} and not adaptation.is_adapter:
+    raise ValueError(
+      f"config.export.formats: 'adapter', but {config.adapt['name']!r} makes "
+      "none; use 'model'."
+    )
+  return Declared(base_dir, model, adaptation, bound.resolved)
+
+
+def model_facts(
+  config: sections.Config, declared: Declared, tokenizer: Any
+) -> dict[str, Any]:
+  """What a checkpoint's arrays must have in common with a model to mean it."""
+  own, base_dir = config.model, declared.base_dir
+  template = json.dumps(template_lib.identity(tokenizer))
+  return {
+    'adapt': {**declared.adapt, **declared.adaptation.facts},
+    'model': {
+      'dtype': own.dtype,
+      'master': own.master,
+      'weights': basedir.weights_hash(base_dir),
+    },
+    'template': hashlib.sha256(template.encode()).hexdigest(),
+    'tokenizer': _sha256(base_dir / 'tokenizer.json'),
+  }
 
 
 def check_examples(examples: chat.Examples, model: decoder.Decoder) -> None:

@@ -6,7 +6,6 @@ verified before it takes its place.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import sys
@@ -17,7 +16,6 @@ import jax
 import orbax.checkpoint as ocp
 
 from tuner import (
-  adapt,
   basedir,
   commits,
   dataset,
@@ -28,12 +26,9 @@ from tuner import (
 )
 from tuner import experiment as experiment_lib
 from tuner import mesh as mesh_lib
-from tuner.adapters import base as base_lib
 from tuner.artifacts import deliver, prompts, verify
 from tuner.artifacts import export as export_lib
 from tuner.artifacts import trained as trained_lib
-from tuner.data import template as template_lib
-from tuner.models import hub, weights
 
 PROMPTS = 'prompts.jsonl'
 Trained = trained_lib.Trained
@@ -95,11 +90,6 @@ def wanted_formats(own: sections.Config, adaptation) -> list[str]:
   names: list[str] = list(dict.fromkeys(own.export.formats))
   if 'adapter' in names and not adaptation.is_adapter:
     names.remove('adapter')
-    if not names:
-      raise ValueError(
-        "config.export.formats: 'adapter', but full fine-tuning makes none; "
-        "use 'model'."
-      )
     print('adapter: not made; full fine-tuning has none', file=sys.stderr)
   return names
 
@@ -130,26 +120,19 @@ def choose_step(workdir: pathlib.Path, step: int | None) -> int:
 
 def of_step(given, own, workdir, step: int, mesh) -> Trained:
   """The state at a committed step: the base, and what was trained of it."""
-  base_dir = basedir.find(own.model.path, own.model.revision)
-  model = hub.declare(base_dir)
-  bound = named.bind(
-    own.adapt,
-    adapt,
-    where='config.adapt',
-    takes=('rows',),
-    sizes=model.config.sizes,
-    base=base_lib.Base(
-      own.model.path,
-      hub.revision_of(base_dir),
-      base_dir,
-      basedir.weights_hash,
-    ),
-  )
-  adaptation = bound(weights.rows(model))
+  declared = experiment_lib.declare(own)
+  base_dir, model = declared.base_dir, declared.model
+  adaptation = declared.adaptation
+  basedir.check_run(workdir, base_dir, own.model.path)
   tokenizer, stop_ids = dataset.load_tokenizer(own, base_dir)
   record = commits.read_record(workdir / f'commits/{step}.json', step)
-  now = _facts(own, bound.resolved | adaptation.facts, base_dir, tokenizer)
-  commits.compare_facts({k: record['facts'].get(k) for k in now}, now)
+  now = experiment_lib.model_facts(own, declared, tokenizer)
+  now = json.loads(json.dumps(now))
+  then = {key: record['facts'].get(key) for key in now}
+  advice = (
+    f'give the config that the run was trained with: {workdir}/config.json'
+  )
+  commits.compare_facts(then, now, advice=advice)
   trainable = _restore(workdir, record, model, adaptation, mesh)
   frozen: dict[str, Any] = {}
   if adaptation.is_adapter:
@@ -163,22 +146,6 @@ def of_step(given, own, workdir, step: int, mesh) -> Trained:
     own, base_dir, tokenizer, stop_ids, model, adaptation, mesh, frozen,
     trainable, record, tuple(chosen), workdir,
   )  # fmt: skip
-
-
-def _facts(own, adapt_section, base_dir, tokenizer) -> dict[str, Any]:
-  """What a checkpoint's facts must say for its arrays to mean this model."""
-  template = json.dumps(template_lib.identity(tokenizer)).encode()
-  tokens = (base_dir / 'tokenizer.json').read_bytes()
-  return {
-    'adapt': json.loads(json.dumps(adapt_section)),
-    'model': {
-      'dtype': own.model.dtype,
-      'master': own.model.master,
-      'weights': basedir.weights_hash(base_dir),
-    },
-    'template': hashlib.sha256(template).hexdigest(),
-    'tokenizer': hashlib.sha256(tokens).hexdigest(),
-  }
 
 
 def _restore(workdir, record, model, adaptation, mesh) -> dict[str, Any]:

@@ -55,8 +55,7 @@ class Trained:
   @property
   def revision(self) -> str | None:
     """The hub's commit of the base, None for a local directory."""
-    is_snapshot = self.base_dir.parent.name == 'snapshots'
-    return self.base_dir.name if is_snapshot else None
+    return hub.revision_of(self.base_dir)
 
   @property
   def is_base_local(self) -> bool:
