@@ -229,12 +229,8 @@ def _sum(weight: Lora, row: weights.Row) -> jax.Array:
   """base + scale * a^T b, in float32."""
   lead = row.lead
   spec = f'{lead}R{row.inputs},{lead}R{row.outputs}->{row.dims}'
-  delta = jnp.einsum(
-    spec,
-    weight.a_RI,
-    weight.b_RO,
-    precision='highest',
-    preferred_element_type=jnp.float32,
-  )
+  # Widened first: XLA:CPU has no product of bfloat16 in every order of axes.
+  a_RI, b_RO = (x.astype(jnp.float32) for x in (weight.a_RI, weight.b_RO))
+  delta = jnp.einsum(spec, a_RI, b_RO, precision='highest')
   base = merged(weight.base, row)
   return base.astype(jnp.float32) + weight.scale * delta

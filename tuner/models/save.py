@@ -105,8 +105,10 @@ def _on_host(
   out = laid.transpose(np.argsort(axes))
   for shard in value.addressable_shards:
     if not shard.replica_id:
-      # A weight would keep what numpy was given of it; a layer is let go.
-      part = shard.data if index else jnp.copy(shard.data)
+      # An array keeps what numpy was given of it; this one is let go.
+      part = jax.make_array_from_single_device_arrays(
+        shard.data.shape, shard.data.sharding, [shard.data]
+      )
       tensors_lib.copy(out[shard.index], np.asarray(part))
   return out
 
