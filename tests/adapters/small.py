@@ -1,5 +1,6 @@
 """Tiny models of several families, their adapters, and `peft` over them."""
 
+import dataclasses
 import functools
 import json
 
@@ -85,7 +86,10 @@ def factors(model, adaptation, values, seed=1):
   """
   rng = np.random.default_rng(seed)
   shapes = adaptation.shapes(model.config.sizes)
-  start = adaptation.initial(model.config.sizes, jax.random.key(0), values)
+  # a and b as if given: only what is scaled below is worth computing.
+  drawn = {f'{path}.a': None for path in adaptation.targets}
+  scaled = dataclasses.replace(adaptation, given=drawn)
+  start = scaled.initial(model.config.sizes, jax.random.key(0), values)
   tree = {}
   for path, shape in shapes.items():
     noise = rng.standard_normal(shape).astype(np.float32)

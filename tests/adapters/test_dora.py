@@ -13,6 +13,7 @@ from tuner import adapt
 from tuner.adapters import low_rank
 from tuner.models import linear, policy, weights
 
+pytestmark = pytest.mark.usefixtures('quick_compiles')
 QUICK = functools.partial(jax.jit, compiler_options=support.QUICK)
 
 

@@ -11,26 +11,25 @@ import small
 from tuner import adapt
 from tuner.models import weights
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures('quick_compiles')]
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 OURS = {
-  'rslora': ('untied', 'lora', dict(scaling='rslora', rank=5, alpha=4.0)),
-  'dora': ('tied', 'dora', {}),
-  'biases': ('qwen2', 'dora', dict(scaling='rslora')),
   'fused': ('phi3', 'dora', {}),
   'one_body': ('gemma3', 'lora', dict(targets=['blocks.0.attention.q', 'up'])),
-  'saved': (
+  'rslora_saved': (
     'untied',
     'lora',
-    dict(modules_to_save=['lm_head', 'norm', 'input_layernorm']),
+    dict(scaling='rslora', rank=5, alpha=4.0)
+    | dict(modules_to_save=['lm_head', 'norm', 'input_layernorm']),
   ),
-  'saved_biases': (
+  'dora_saved_biases': (
     'qwen2',
-    'lora',
-    dict(targets=['q', 'mlp.up'], modules_to_save=['v_proj', 'embed']),
+    'dora',
+    dict(scaling='rslora', targets=['q', 'k', 'o', 'gate', 'up', 'down'])
+    | dict(modules_to_save=['v_proj', 'embed']),
   ),
-  'saved_tied': ('tied', 'lora', dict(modules_to_save=['lm_head'])),
+  'dora_saved_tied': ('tied', 'dora', dict(modules_to_save=['lm_head'])),
   'mixtral': ('mixtral', 'lora', dict(targets=['all', 'experts', 'router'])),
   'gate_alone': ('mixtral', 'lora', dict(targets=['q', 'w1'])),
   'saved_router': (
