@@ -89,7 +89,9 @@ def factors(model, adaptation, values, seed=1):
   # a and b as if given: only what is scaled below is worth computing.
   drawn = {f'{path}.a': None for path in adaptation.targets}
   scaled = dataclasses.replace(adaptation, given=drawn)
-  start = scaled.initial(model.config.sizes, jax.random.key(0), values)
+  initial = functools.partial(scaled.initial, model.config.sizes)
+  compiled = jax.jit(initial, compiler_options=support.QUICK)
+  start = compiled(jax.random.key(0), values)
   tree = {}
   for path, shape in shapes.items():
     noise = rng.standard_normal(shape).astype(np.float32)

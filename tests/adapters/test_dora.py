@@ -29,6 +29,17 @@ def started(model, values, adaptation):
   return QUICK(initial)(jax.random.key(0), values)
 
 
+def all_merged(adaptation, values, tree):
+  """The plain arrays of every weight, compiled as one."""
+
+  def merge(values, tree):
+    attached = adaptation.attach(values, tree)
+    rows = adaptation.rows
+    return {path: adapt.merge(rows, attached, path) for path in rows}
+
+  return QUICK(merge)(values, tree)
+
+
 def test_it_starts_as_the_base(made):
   """m is |W| and b zero: m / |W| is 1 to the last bits."""
   model, values, adaptation = made
@@ -65,10 +76,11 @@ def test_each_output_has_the_length_m(made):
   """Of the merged matrix, whatever a and b are."""
   model, values, adaptation = made
   tree = small.factors(model, adaptation, values)
-  attached = adaptation.attach(values, tree)
+  rows = adaptation.rows
+  found = all_merged(adaptation, values, tree)
   for path in adaptation.targets:
-    row = adaptation.rows[path]
-    merged = np.asarray(linear.merged(attached[path], row), np.float64)
+    row = rows[path]
+    merged = np.asarray(found[path], np.float64)
     axes = tuple(row.dims.index(d) for d in row.inputs)
     lengths = np.sqrt((merged**2).sum(axes))
     np.testing.assert_allclose(lengths, abs(tree[f'{path}.m']), rtol=1e-5)
@@ -78,8 +90,7 @@ def test_merged_equals_attached(made):
   model, values, adaptation = made
   tree = small.factors(model, adaptation, values)
   attached = adaptation.attach(values, tree)
-  rows = adaptation.rows
-  merged = {path: adapt.merge(rows, attached, path) for path in rows}
+  merged = all_merged(adaptation, values, tree)
   found = small.logits(model, attached)
   assert np.abs(found - small.logits(model, values)).max() > 0.1
   expected = small.logits(model, merged)
