@@ -81,6 +81,22 @@ def write_tokenizer(path: pathlib.Path) -> None:
   (path / 'generation_config.json').write_text(json.dumps(config))
 
 
+def initial_values(declared, sizes, key) -> dict:
+  """Fresh float32 values of all weights; a pure function of the key."""
+  keys = jax.random.split(key, len(declared))
+  return {
+    path: _initial(row, row.shape(sizes), k)
+    for (path, row), k in zip(declared.items(), keys, strict=True)
+  }
+
+
+def _initial(row, shape, key):
+  """Normal with the declared standard deviation, ones or zeros."""
+  if row.init == 'normal':
+    return row.std * jax.random.normal(key, shape)
+  return {'ones': jnp.ones, 'zeros': jnp.zeros}[row.init](shape)
+
+
 def write_model(path: pathlib.Path, seed: int = 0, **changes) -> dict:
   """A random model directory; `changes` are keys of config.json.
 
@@ -91,7 +107,7 @@ def write_model(path: pathlib.Path, seed: int = 0, **changes) -> dict:
   write_tokenizer(path)
   model = families.decoder_of(config)
   initial = functools.partial(
-    weights.initial_values, weights.rows(model), model.config.sizes
+    initial_values, weights.rows(model), model.config.sizes
   )
   values = jax.jit(initial, compiler_options=QUICK)(jax.random.key(seed))
   # Larger than at the start of training, so that attention is not uniform
@@ -131,6 +147,7 @@ def config(model: pathlib.Path, rows: pathlib.Path):
   c.checkpoint = dict(every=2)
   c.mesh = dict(data=-1, fsdp=1, tensor=1, devices=1)
   c.log = dict(writers=('jsonl',))
+  c.export = dict(formats=())  # Each would be read again.
   return c
 
 
