@@ -36,8 +36,34 @@ WAVES = dict(short_factor=[1.0, 1.1, 1.3, 1.2], long_factor=[1.5, 2, 4, 6])
 WITHIN = dict(original_max_position_embeddings=24)  # The texts' length.
 BEYOND = dict(original_max_position_embeddings=23)
 
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA3 |= dict(original_max_position_embeddings=16)
+
 LLAMA = {
   'base': {},
+  'tied': dict(tie_word_embeddings=True),
+  'bfloat16': dict(dtype='bfloat16'),  # Of the files.
+  'biases': dict(attention_bias=True, mlp_bias=True),
+  'mha': dict(num_key_value_heads=4),
+  'mha_by_default': dict(num_key_value_heads=None),
+  'mqa': dict(num_key_value_heads=1),
+  'wide_heads': dict(head_dim=12, num_key_value_heads=1),
+  'heads_by_default': dict(head_dim=None),
+  'eps': dict(rms_norm_eps=0.5),
+  'theta': dict(rope_theta=500.0),
+  'theta_in_scaling': dict(rope_scaling=dict(LINEAR, rope_theta=500.0)),
+  'linear': dict(rope_parameters=LINEAR),
+  'linear_old': dict(rope_scaling=dict(type='linear', factor=3.0)),
+  'dynamic_within': rope('dynamic', factor=4.0),
+  'dynamic_beyond': rope('dynamic', factor=4.0)
+  | dict(max_position_embeddings=9),
+  'dynamic_original': rope(
+    'dynamic', factor=4.0, original_max_position_embeddings=9
+  ),
+  'llama3': rope('llama3', **LLAMA3),
+  'llama3_old': dict(
+    rope_theta=5e5, rope_scaling=dict(rope_type='llama3', **LLAMA3)
+  ),
   'yarn': rope('yarn', **YARN),
   'yarn_old': dict(rope_scaling=OLD_YARN),
   'yarn_slopes': rope('yarn', **YARN | dict(beta_fast=8.0, beta_slow=0.1)),
@@ -57,6 +83,7 @@ MISTRAL = {
   'base': dict(sliding_window=None),
   'nemo': dict(head_dim=16, sliding_window=None),
   'window': dict(sliding_window=SHORT),
+  'window_longer': dict(sliding_window=LONG),
 }
 MINISTRAL = {
   'base': dict(sliding_window=SHORT),
@@ -188,6 +215,10 @@ CASES = {
 }
 # What gives the very numbers of the family's base; all others must not.
 SAME = (
+  'llama-heads_by_default',
+  'llama-dynamic_within',
+  'llama-dynamic_original',
+  'mistral-window_longer',
   'qwen2-window_off',
   'qwen2-window_longer',
   'gemma2-old_activation',

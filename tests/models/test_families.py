@@ -36,7 +36,7 @@ FLAT = {'smollm3-biases': ('model.layers.3.self_attn.k_proj.bias',)}
 
 
 # As they run, in scans; the others operation by operation, which is quick.
-COMPILED = ('llama', 'gemma2', 'gemma3_text', 'phi3', 'smollm3')
+COMPILED = ('gemma3_text', 'phi3', 'smollm3')
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import pathlib
 import sys
 import tempfile
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ if __name__ == '__main__':
   sys.path[:0] = [str(path) for path in pathlib.Path(__file__).parents[1:3]]
 
 import moe_cases
+import parity
 import support
 
 from tuner.models import families, hub, linear, weights
@@ -32,27 +34,23 @@ KEPT, T = 2, 24
 
 @functools.cache
 def ours(name):
-  """(logits, the sum of the weights' sizes) of a case by this package."""
+  """(logits, the sum of the weights' sizes) of a case by this package.
+
+  Operation by operation; the gradients' cases are compiled.
+  """
   model, values = moe_cases.load_case(name)
-  logits = support.logits(weights.fill(model, values), moe_cases.TOKENS)
+  with jax.disable_jit():
+    logits = support.logits(weights.fill(model, values), moe_cases.TOKENS)
   return np.asarray(logits), sum(np.abs(x).sum() for x in values.values())
-
-
-def theirs(path):
-  """The model of a directory as `transformers` loads it, in float32."""
-  import torch
-
-  torch.set_num_threads(1)
-  return transformers.AutoModelForCausalLM.from_pretrained(
-    path, dtype=torch.float32, attn_implementation='eager'
-  )
 
 
 def their_logits(path):
   import torch
 
   with torch.no_grad():
-    return theirs(path)(torch.from_numpy(moe_cases.TOKENS)).logits.numpy()
+    return parity.load_theirs(path)(
+      torch.from_numpy(moe_cases.TOKENS)
+    ).logits.numpy()
 
 
 @pytest.mark.parity
@@ -121,7 +119,7 @@ def test_loss_and_gradients_equal_those_of_torch(name, tmp_path):
       if key.rpartition('.')[2] in untrained:
         assert not grad.any()
         continue
-      np.testing.assert_allclose(grad, expected[key], **TOLERANCE, err_msg=key)
+      parity.assert_gradient(grad, expected[key], key)
     if row.path.rpartition('.')[2] != 'correction':
       assert np.abs(grads).max() > 1e-4, f'{row.path}: nothing was compared'
   assert seen == expected.keys()
@@ -131,7 +129,7 @@ def their_gradients(path, mask, balance):
   """(loss, gradients by name on disk) by torch's autograd."""
   import torch
 
-  model = theirs(path)
+  model = parity.load_theirs(path)
   out = model(
     torch.from_numpy(moe_cases.TOKENS), output_router_logits=balance > 0
   )
@@ -185,7 +183,7 @@ def test_a_correction_stays_float32_in_a_bfloat16_model(tmp_path):
 @pytest.mark.parametrize('name', moe_cases.FAMILIES)
 def test_transformers_writes_the_same_tensors(name, tmp_path):
   moe_cases.write_case(tmp_path, name)
-  theirs(tmp_path).save_pretrained(tmp_path / 'theirs')
+  parity.load_theirs(tmp_path).save_pretrained(tmp_path / 'theirs')
   same_files(tmp_path, tmp_path / 'theirs')
   config = hub.declare(tmp_path / 'theirs').config
   assert config == hub.declare(tmp_path).config
