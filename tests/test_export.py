@@ -425,6 +425,37 @@ def test_full_fine_tuning_has_no_adapter(tiny_config, tmp_path, capsys):
   assert (tmp_path / 'run/export/model/model.safetensors').is_file()
 
 
+@pytest.mark.parametrize(
+  ('dtype', 'mesh'),
+  [
+    ('bfloat16', dict(devices=1)),
+    ('bfloat16', dict(data=8)),
+    ('float32', dict(data=1, fsdp=8)),
+  ],
+)
+def test_every_dtype_and_mesh_is_exported(
+  tiny_config, tmp_path, monkeypatch, dtype, mesh
+):
+  """A LoRA of all that attends, from its first step to what is verified."""
+  monkeypatch.setattr(outside, '_is_installed', lambda name: False)
+  tiny_config.model.update(dtype=dtype, master=dtype)
+  tiny_config.adapt.targets = ['q', 'k', 'v', 'o']
+  tiny_config.mesh = mesh
+  tiny_config.batch.rows = 8
+  tiny_config.train.steps = 1
+  tiny_config.checkpoint = {}
+  tiny_config.evaluate = dict(metrics=(), test='never', base=False)
+  tiny_config.objective = dict(name='support.towards_one')
+  tiny_config.export = dict(formats=('adapter', 'model', 'orbax'))
+  assert commands.train(tiny_config, tmp_path) == 0
+  found = json.loads((tmp_path / 'export/verify.json').read_text())
+  assert found.keys() == {'adapter', 'model', 'orbax'}
+  for one in found.values():
+    (check,) = one['checks']
+    assert (check['weights'], check['faults'], check['notes']) == (0, [], [])
+    assert check['difference'] is not None
+
+
 def test_prompts_of_a_run_without_them_are_found_again(trained, run, tmp_path):
   _, workdir = trained
   old = tmp_path / 'old'
