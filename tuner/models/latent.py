@@ -22,14 +22,15 @@ NORM = layers.Norm(1e-6)  # Whatever config.json says of the other norms.
 class Latent:
   """The sizes of a family's latent attention, in channels.
 
-  query_rank: 0 where queries are made in one step. pairs: which of the
-    turning channels turn together, 'neighbours' or 'halves'.
+  nope, rope: those of a query and a key that keep out of the rotation, and
+    those that turn. query_rank: 0 where queries are made in one step.
+  pairs: which of the turning channels turn together, 'neighbours' or 'halves'.
   """
 
   query_rank: int
   rank: int
-  still: int
-  turning: int
+  nope: int
+  rope: int
   value: int
   pairs: str = 'neighbours'
 
@@ -38,14 +39,14 @@ class Latent:
     return {
       'Q': self.query_rank,
       'A': self.rank,
-      'P': self.rank + self.turning,
+      'P': self.rank + self.rope,
       'W': self.value,
-      'Y': self.still + self.value,
+      'Y': self.nope + self.value,
     }
 
   def cache_sizes(self, config) -> tuple[int, int, int]:
     """Whole keys and values are kept, not their latent."""
-    return config.N, self.still + self.turning, self.value
+    return config.N, self.nope + self.rope, self.value
 
 
 class Attention(nnx.Module):
@@ -70,10 +71,10 @@ class Attention(nnx.Module):
     self.o = w('NWD', hf=name('o_proj'), layout='D(NW)')
 
   def __call__(self, x_BTD, call: blocks.Call, layer, memory):
-    still, tables = self.latent.still, call.tables[self.rope]
+    nope, tables = self.latent.nope, call.tables[self.rope]
     q_BTNH = self._queries(x_BTD)
-    turned = rope.rotate(self._halves(q_BTNH[..., still:]), tables)
-    q_BTNH = jnp.concatenate([q_BTNH[..., :still], turned], axis=-1)
+    turned = rope.rotate(self._halves(q_BTNH[..., nope:]), tables)
+    q_BTNH = jnp.concatenate([q_BTNH[..., :nope], turned], axis=-1)
     k_BTNH, v_BTNW = self._keys_and_values(x_BTD, tables)
     out, memory = call.attend(
       q_BTNH, k_BTNH, v_BTNW, self.look, None, layer, memory
@@ -88,11 +89,11 @@ class Attention(nnx.Module):
     return linear.project('BTQ,QNH->BTNH', low_BTQ, self.q_b)
 
   def _keys_and_values(self, x_BTD, tables):
-    rank, still = self.latent.rank, self.latent.still
+    rank, nope = self.latent.rank, self.latent.nope
     low_BTP = linear.project('BTD,DP->BTP', x_BTD, self.kv_a)
     low_BTA = layers.rms_norm(low_BTP[..., :rank], self.kv_norm[...], NORM)
     both_BTNY = linear.project('BTA,ANY->BTNY', low_BTA, self.kv_b)
-    k, v = both_BTNY[..., :still], both_BTNY[..., still:]
+    k, v = both_BTNY[..., :nope], both_BTNY[..., nope:]
     turned = rope.rotate(self._halves(low_BTP[:, :, None, rank:]), tables)
     turned = jnp.broadcast_to(turned, (*k.shape[:-1], turned.shape[-1]))
     return jnp.concatenate([k, turned], axis=-1), v

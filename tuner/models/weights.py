@@ -3,8 +3,8 @@
 A module states each weight once, with `weight('DNH', hf='...', layout=...)`:
 its dims (one letter each, see CONTRIBUTING.md), its Hugging Face name and its
 layout in that file. The declaration is an `nnx.Param` without a value. Shapes,
-initial values, shardings, loading, exporting, parameter counts and adapter
-targets are read from it (`rows`); `fill` puts values in its place.
+shardings, loading, exporting, parameter counts and adapter targets are read
+from it (`rows`); `fill` puts values in its place.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 FIELDS = ('dims', 'hf', 'layout', 'init', 'std', 'inputs', 'layers', 'kept_in')
@@ -187,25 +186,6 @@ def shape(dims: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 def count(declared: Mapping[str, Row], sizes: Mapping[str, int]) -> int:
   """The number of parameters."""
   return sum(math.prod(row.shape(sizes)) for row in declared.values())
-
-
-def initial(row: Row, sizes: Mapping[str, int], key, dtype=jnp.float32):
-  """A fresh value: normal with the row's standard deviation, ones or zeros."""
-  size = row.shape(sizes)
-  if row.init == 'normal':
-    return row.std * jax.random.normal(key, size, dtype)
-  return {'ones': jnp.ones, 'zeros': jnp.zeros}[row.init](size, dtype)
-
-
-def initial_values(
-  declared: Mapping[str, Row], sizes: Mapping[str, int], key, dtype=jnp.float32
-) -> dict[str, jax.Array]:
-  """Fresh values for all weights; a pure function of the key."""
-  keys = jax.random.split(key, len(declared))
-  return {
-    path: initial(row, sizes, k, dtype)
-    for (path, row), k in zip(declared.items(), keys, strict=True)
-  }
 
 
 def _name(key) -> str:

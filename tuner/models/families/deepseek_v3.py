@@ -55,13 +55,13 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
   attention = latent.Latent(
     query_rank=config['q_lora_rank'] or 0,
     rank=config['kv_lora_rank'],
-    still=config['qk_nope_head_dim'],
-    turning=config['qk_rope_head_dim'],
+    nope=config['qk_nope_head_dim'],
+    rope=config['qk_rope_head_dim'],
     value=config['v_head_dim'],
     pairs='neighbours' if config['rope_interleave'] else 'halves',
   )
   own = {
-    'head_dim': attention.still + attention.turning,
+    'head_dim': attention.nope + attention.rope,
     'num_key_value_heads': config['num_attention_heads'],
   }
   base = llama.decoder_config({**config, **own}, _ropes)
