@@ -104,7 +104,7 @@ REFUSED = {
     f'config.batch.rows: 4.0 (float), wanted int. {BATCH}',
   ),
   'text for a list': (
-    put(export__formats='model'),
+    put(export=dict(formats='model')),
     "config.export.formats: 'model' (str), wanted a list of some of adapter, "
     'model, gguf, orbax.',
   ),
@@ -114,7 +114,7 @@ REFUSED = {
     "orbax; did you mean 'adapter'?",
   ),
   'unknown gguf_dtype': (
-    put(export__gguf_dtype='q4_0'),
+    put(export=dict(gguf_dtype='q4_0')),
     "config.export.gguf_dtype: 'q4_0', wanted one of f32, f16, bf16, q8_0; did "
     "you mean 'q8_0'?",
   ),
