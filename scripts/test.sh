@@ -7,7 +7,7 @@
 # found. Variables:
 #   TUNER_PYTHON=...     interpreter of the environment (found when unset)
 #   TUNER_VENV=DIR       where the environment lies (.venv-test)
-#   TUNER_WORKERS=N      test processes, or auto (one process)
+#   TUNER_WORKERS=N      test processes (as many as there are cores, 4 at most)
 #   TUNER_TORCH=1        install torch on a Python other than 3.11, too
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -100,9 +100,12 @@ say 'ruff format'
   die 'not formatted: run `ruff format .`'
 say 'mypy'
 "$venv/bin/mypy"
+# A file's tests share what they compile, so that a process takes whole files.
+n=${TUNER_WORKERS:-$("$venv/bin/python" -c \
+  'import os; print(min(4, os.cpu_count() or 1))')}
 workers=()
-[ -z "${TUNER_WORKERS:-}" ] || workers=(-n "$TUNER_WORKERS")
-say "pytest ${TUNER_WORKERS:+-n $TUNER_WORKERS }$*"
+[ "$n" = 1 ] || workers=(-n "$n" --dist loadfile)
+say "pytest ${workers[*]-} $*"
 "$venv/bin/python" -m pytest ${workers[@]+"${workers[@]}"} "$@"
 
 [ $# -eq 0 ] || exit 0
