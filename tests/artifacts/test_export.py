@@ -332,6 +332,21 @@ def test_names_in_a_card_are_inert(made, tmp_path):
   assert '````json' in text
 
 
+def test_a_warning_of_peft_is_explained(made, tmp_path):
+  """Of adapters on experts, gate and up have twice the rank of the others."""
+  support.write_model(
+    tmp_path, model_type='mixtral', num_local_experts=4, num_experts_per_tok=2
+  )
+  experts = {'rank': 3, 'targets': ['q', 'gate', 'up', 'down']}
+  state = made.make(tmp_path, adaptation=experts)
+  told = '`peft` warns that keys of `rank_pattern`'
+  assert told in card.text(state, 'adapter')
+  assert told not in card.text(state, 'model')
+  assert told not in card.text(made.state, 'adapter')
+  names = made.make(adaptation={**LAYOUTS['names'], 'rank': 3})
+  assert told not in card.text(names, 'adapter')
+
+
 def test_scores_of_another_step_are_not_claimed(made):
   state = made.state
   state.record['step'] = 2

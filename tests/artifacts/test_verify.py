@@ -16,6 +16,7 @@ from tuner.artifacts import (
   outside,
   reread,
   room,
+  table,
   verify,
 )
 from tuner.models import hub
@@ -336,6 +337,20 @@ def test_what_runs_out_of_memory_is_not_wrong(
   else:
     assert found.notes == []
     assert found.faults == ['cannot be read: JaxRuntimeError: INTERNAL: no']
+
+
+@pytest.mark.parametrize(
+  ('own', 'dtype', 'told'),
+  [
+    ('float32', 'f16', 'f16: KL nats at most 0.002'),
+    ('bfloat16', 'f16', 'f16: KL nats at most 0.05 (computing in bfloat16)'),
+    ('float32', 'float32', 'float32: logits within 0.001 (the largest is 1)'),
+  ],
+)
+def test_a_bound_says_where_it_is_from(own, dtype, told):
+  wanted = verify.Reference([[1, 2]], [1], [np.ones((1, 3), np.float32)])
+  found = verify.Check('gguf', 'tuner', dtype)
+  assert table._bounds([found], wanted, own) == [told]
 
 
 def test_what_was_not_compared_is_told(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tuner
+from tuner.adapters import low_rank, peft
 from tuner.artifacts import trained as trained_lib
 from tuner.models import hub
 from tuner.report import escape
@@ -126,10 +127,28 @@ def _use(trained: Trained, name: str) -> str:
       rank=trained.record['facts']['adapt'].get('rank', 16),
     )
     blocks.append(f'```sh\n{filled}\n```')
+  if name == 'adapter' and _has_parameters(trained):
+    blocks.append(
+      '`peft` warns that keys of `rank_pattern` or `alpha_pattern` did not '
+      'match any\nmodule. They are those of experts, which it knows as '
+      'parameters: it reads their\nranks from the pattern all the same.'
+    )
   where = 'DIR is the directory of this file.'
   if '{base' in f'{python}{shell}' and trained.is_base_local:
     where = where[:-1] + ', BASE that of the base model.'
   return '\n\n'.join([where, *blocks])
+
+
+def _has_parameters(trained: Trained) -> bool:
+  """Whether the adapter has ranks or alphas of their own for parameters."""
+  assert isinstance(trained.adaptation, low_rank.LowRank)
+  said = peft.config(trained.adaptation, '', None)
+  named = {**said['rank_pattern'], **said['alpha_pattern']}
+  ends = [f'.{key}' for key in named]
+  parameters = [f'.{key}' for key in said.get('target_parameters', ())]
+  return any(
+    one.endswith(end) or end.endswith(one) for one in parameters for end in ends
+  )
 
 
 _USES = {
