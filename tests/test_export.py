@@ -324,6 +324,23 @@ def test_out_that_is_no_directory_is_named(run, tmp_path):
     )
 
 
+def test_what_llama_cpp_lacks_is_refused_before_training(
+  trained, run, tiny_dir, tmp_path
+):
+  """The tiny tokenizer's way of splitting a text; by the base's own file."""
+  pytest.importorskip('gguf')
+  config, _ = trained
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.export = dict(formats=('adapter', 'gguf'))
+  with pytest.raises(ValueError) as caught:
+    commands.train(own, tmp_path / 'run')
+  start = f"config.export.formats: 'gguf': {tiny_dir}: tokenizer.json"
+  assert str(caught.value).startswith(start)
+  assert not (tmp_path / 'run/run.json').exists()
+  assert message(run, 'gguf', 'adapter').startswith(start)
+  assert not (tmp_path / 'out').exists()
+
+
 def test_training_begins_only_where_its_export_may_lie(
   trained, tmp_path, capsys
 ):

@@ -276,6 +276,13 @@ def declare(config: sections.Config) -> Declared:
       f"config.export.formats: 'adapter', but {config.adapt['name']!r} makes "
       "none; use 'model'."
     )
+  if 'gguf' in config.export.formats:
+    from tuner.llamacpp import write  # Its library is optional.
+
+    try:
+      write.check(base_dir)
+    except ValueError as error:
+      raise ValueError(f"config.export.formats: 'gguf': {error}") from error
   return Declared(base_dir, model, adaptation, bound.resolved)
 
 
