@@ -1,10 +1,12 @@
 """config.json from a GGUF file's metadata, and back."""
 
+import math
 import re
 import typing
 
 from tuner.llamacpp import architectures as arch_lib
 from tuner.llamacpp import declaration, library, rope
+from tuner.models import decoder, families
 
 Config = dict[str, typing.Any]
 LAST = (
@@ -22,52 +24,73 @@ BIASES = {
   'attention_bias': re.compile(r'blk\.\d+\.attn_\w+\.bias$'),
   'mlp_bias': re.compile(r'blk\.\d+\.ffn_\w+\.bias$'),
 }
+# How deep the models are whose scores are scaled by another number.
+GEMMAS = {'gemma2': 46, 'gemma3': 62}
 # Metadata that changes nothing here, after the architecture's name.
 UNUSED = ('rope.scaling.finetuned', 'tensor_data_layout')
 
 
-def normal(architecture: declaration.Architecture, config: Config) -> Config:
-  """A config.json with what transformers takes for granted filled in.
+def normal(
+  architecture: declaration.Architecture, config: Config
+) -> tuple[Config, decoder.DecoderConfig]:
+  """A config.json with what its model's declaration has, and that itself.
 
   Raises ValueError for a missing key and for what llama.cpp cannot do.
   """
-  config = dict(config)
   if config.get('quantization_config'):
     raise ValueError(
       'config.json: quantization_config: save the model dequantised first.'
     )
-  heads, width = (config.get(k) for k in ('num_attention_heads', 'hidden_size'))
-  if not heads or not width:
-    raise ValueError(
-      'config.json: num_attention_heads and hidden_size must be there; found '
-      f'{heads} and {width}.'
-    )
-  if config.get('num_key_value_heads') is None:
-    config['num_key_value_heads'] = heads
-  if config.get('head_dim') is None:
-    config['head_dim'] = width // heads
-  for one, other in _same_experts(architecture):  # Both spellings are in use.
-    if config.get(one) is None:
-      config[one] = config.get(other)
+  layers = config.get('num_hidden_layers')
+  if not isinstance(layers, int) or layers < 1:
+    raise ValueError(f'config.json: num_hidden_layers: {layers}; wanted: >= 1.')
   _check_fixed(architecture, config)
-  _check_window(architecture, config)
-  return config | {key: value for key, (value, _) in architecture.fixed.items()}
+  model = families.decoder_of(config).config
+  config = {**config, **_declared(architecture, model)}
+  _check_heads(architecture, model)
+  _check_layers(architecture, config, model)
+  _check_window(architecture, model)
+  fixed = {key: value for key, (value, _) in architecture.fixed.items()}
+  return {**config, **fixed}, model
 
 
-def _same_experts(architecture) -> list[tuple[str, str]]:
-  names = ('num_experts', 'num_local_experts')
-  return [names, names[::-1]] if architecture.has_experts else []
+def _declared(
+  architecture: declaration.Architecture, model: decoder.DecoderConfig
+) -> Config:
+  """What a model's declaration says, by those keys that its family reads."""
+  found = {
+    'num_key_value_heads': model.K,
+    'head_dim': model.H,
+    'tie_word_embeddings': model.tied,
+    'sliding_window': _window(model),
+    'attn_logit_softcapping': model.attention_cap,
+    'final_logit_softcapping': model.logit_cap,
+    'attention_multiplier': model.attention_scale,
+    'embedding_multiplier': model.embed_scale,
+    'residual_multiplier': model.residual_scale,
+    'logits_scaling': model.logit_divisor,
+  }
+  if model.experts is not None:
+    found |= {
+      'num_experts': model.experts.count,
+      'num_local_experts': model.experts.count,
+      'num_experts_per_tok': model.experts.chosen,
+      'moe_intermediate_size': model.experts.width,
+      'shared_expert_intermediate_size': model.experts.shared,
+    }
+  fields = (*arch_lib.COMMON, *architecture.fields)
+  known = {field.config for field in fields} | {'tie_word_embeddings'}
+  return {key: value for key, value in found.items() if key in known}
+
+
+def _window(model: decoder.DecoderConfig) -> int | None:
+  found = [layer.window for layer in model.layers if layer.window is not None]
+  return max(found, default=None)
 
 
 def _check_fixed(
   architecture: declaration.Architecture, config: Config
 ) -> None:
-  own = config['hidden_size'] // config['num_attention_heads']
-  if not architecture.has_head_dim and config['head_dim'] != own:
-    raise ValueError(
-      f'config.json: head_dim: {config["head_dim"]}; {architecture.name} has '
-      f'hidden_size / num_attention_heads = {own}.'
-    )
   for key, (built_in, absent) in architecture.fixed.items():
     value = config.get(key, absent)
     if (value or None) != (built_in or None):
@@ -75,21 +98,31 @@ def _check_fixed(
         f'config.json: {key}: {value!r}; llama.cpp has {built_in!r} built in '
         f'for {architecture.name}.'
       )
-  scale = config.get('query_pre_attn_scalar')
-  if scale is not None and scale != attention_scalar(architecture, config):
+
+
+def _check_heads(
+  architecture: declaration.Architecture, model: decoder.DecoderConfig
+) -> None:
+  own = model.D // model.N
+  if not architecture.has_head_dim and model.H != own:
     raise ValueError(
-      f'config.json: query_pre_attn_scalar: {scale}; llama.cpp takes '
-      f'{attention_scalar(architecture, config)} for {architecture.name} with '
-      f'{config["num_hidden_layers"]} layers.'
+      f'config.json: head_dim: {model.H}; {architecture.name} has '
+      f'hidden_size / num_attention_heads = {own}.'
+    )
+  if architecture.name not in GEMMAS:
+    return
+  wanted = attention_scalar(architecture.name, model.L, own, model.H)
+  if not math.isclose(model.attention_scale, wanted**-0.5):
+    raise ValueError(
+      f'config.json: query_pre_attn_scalar: {model.attention_scale**-2:g}; '
+      f'llama.cpp takes {wanted} for {architecture.name} with {model.L} layers.'
     )
 
 
-def attention_scalar(architecture: declaration.Architecture, config: Config):
-  """What llama.cpp divides Gemma's scores by the root of."""
-  largest = {'gemma2': 46, 'gemma3': 62}.get(architecture.name)
-  if config['num_hidden_layers'] == largest:  # The 27B models, told by depth.
-    return config['hidden_size'] // config['num_attention_heads']
-  return config['head_dim']
+def attention_scalar(name: str, layers: int, own: int, head_dim: int) -> int:
+  """What llama.cpp divides Gemma's scores by the root of; own: D / N."""
+  # The 27B models are told by their depth.
+  return own if layers == GEMMAS[name] else head_dim
 
 
 def layer_keys(architecture: declaration.Architecture, layers: int) -> Config:
@@ -103,24 +136,35 @@ def layer_keys(architecture: declaration.Architecture, layers: int) -> Config:
   return {'layer_types': [kinds[(i + 1) % period == 0] for i in range(layers)]}
 
 
-def _check_window(
-  architecture: declaration.Architecture, config: Config
+def _check_layers(
+  architecture: declaration.Architecture,
+  config: Config,
+  model: decoder.DecoderConfig,
 ) -> None:
-  layers = config.get('num_hidden_layers')
-  if not isinstance(layers, int) or layers < 1:
-    raise ValueError(f'config.json: num_hidden_layers: {layers}; wanted: >= 1.')
-  built_in = layer_keys(architecture, layers)
-  full = {'layer_types': ['full_attention'] * layers}
-  for key, value in {**full, **built_in}.items():
-    if config.get(key) is not None and config[key] != value:
+  """Raises ValueError where layers differ otherwise than llama.cpp's do."""
+  kinds = ('full_attention', 'sliding_attention')
+  said = {
+    'layer_types': [kinds[layer.window is not None] for layer in model.layers],
+    'no_rope_layers': [int(layer.rope is not None) for layer in model.layers],
+  }
+  built_in = layer_keys(architecture, model.L)
+  if not built_in and config.get('layer_types') is not None:
+    said['layer_types'] = config['layer_types']
+    built_in = {'layer_types': [kinds[0]] * model.L}
+  for key, value in built_in.items():
+    if said[key] != value:
       raise ValueError(
-        f'config.json: {key}: {config[key]}; llama.cpp has {value} built in '
+        f'config.json: {key}: {said[key]}; llama.cpp has {value} built in '
         f'for {architecture.name}.'
       )
-  window = config.get('sliding_window')
+
+
+def _check_window(
+  architecture: declaration.Architecture, model: decoder.DecoderConfig
+) -> None:
+  window = _window(model)
   is_known = any(f.config == 'sliding_window' for f in architecture.fields)
-  is_used = config.get('use_sliding_window', True) and window
-  if is_used and not is_known and window < config['max_position_embeddings']:
+  if window and not is_known and window < model.max_positions:
     raise ValueError(
       f'config.json: sliding_window: {window}; llama.cpp attends to everything '
       f'in {architecture.name}. Set it to null to have that, or '
@@ -198,8 +242,13 @@ def of_metadata(
     )
   config |= layer_keys(architecture, layers)
   config['tie_word_embeddings'] = HEAD not in names
-  if architecture.name in ('gemma2', 'gemma3'):
-    config['query_pre_attn_scalar'] = attention_scalar(architecture, config)
+  if architecture.name in GEMMAS:
+    config['query_pre_attn_scalar'] = attention_scalar(
+      architecture.name,
+      layers,
+      config['hidden_size'] // config['num_attention_heads'],
+      config['head_dim'],
+    )
   return config | _built_in(architecture, names)
 
 

@@ -65,11 +65,6 @@ class Architecture:
   def has_experts(self) -> bool:
     return any(field.key == 'expert_count' for field in self.fields)
 
-  @property
-  def permuted(self) -> bool:
-    """Whether rows of q and k lie otherwise than at Hugging Face."""
-    return any(rule.change is changes.ROPE_Q for rule in self.rules)
-
 
 class Tensor(typing.NamedTuple):
   """One layer of a declared weight: Hugging Face's tensors and GGUF's.

@@ -200,24 +200,12 @@ class _Model:
     shapes = [self._shape(name)[tensor.is_stack :] for name in tensor.gguf]
     kind = self._kind(tensor.gguf[0], change is changes_lib.ONE_MORE)
 
+    dtype = jnp.dtype(tensors_lib.DTYPES[kind])
+
     def make() -> np.ndarray:
       expert = i if tensor.is_stack else None
       parts = [self._dequantised(name, expert) for name in tensor.gguf]
       array = change.to_hf(parts, self.heads)
-      return cast(array, kind, tensor.hf[i])
+      return tensors_lib.cast(array, dtype, tensor.hf[i])
 
-    dtype = jnp.dtype(tensors_lib.DTYPES[kind])
     return shards.Entry(tensor.hf[i], dtype, change.hf_shape(shapes), make)
-
-
-def cast(array: np.ndarray, kind: str, name: str) -> np.ndarray:
-  """As 'F32', 'F16' or 'BF16'. Raises ValueError where it overflows."""
-  with np.errstate(over='ignore'):
-    made = array.astype(jnp.dtype(tensors_lib.DTYPES[kind]), copy=False)
-  if kind == 'F16' and array.dtype != made.dtype:
-    if not np.array_equal(np.isfinite(made), np.isfinite(array)):
-      raise ValueError(
-        f'{name} holds {np.abs(array).max():.4g}, more than float16 can; '
-        'take bf16 or f32.'
-      )
-  return made

@@ -1,4 +1,4 @@
-"""Rotary embeddings: config.json's two spellings, and llama.cpp's metadata.
+"""Rotary embeddings: as declared, and as llama.cpp's metadata has them.
 
 llama.cpp keeps llama3's scaling as a tensor of divisors, rope_freqs.weight, and
 longrope's as two; the rest are metadata keys. The divisors of llama3 do not say
@@ -12,42 +12,22 @@ import typing
 import numpy as np
 
 from tuner.llamacpp import declaration, library
+from tuner.models import rope as rope_lib
 
 Config = dict[str, typing.Any]
+Ropes = typing.Sequence[rope_lib.Rope]
 FREQS = 'rope_freqs.weight'
 LONG, SHORT = 'rope_factors_long.weight', 'rope_factors_short.weight'
 EXTRA = (FREQS, LONG, SHORT)
 LOCAL_THETA = 10000.0  # llama.cpp's, where a file does not say Gemma 3's.
 TOP_THETA = 10000.0
-# Kinds of scaling: what config.json must say of each, and what it may.
-KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-  'default': ((), ()),
-  'linear': (('factor',), ()),
-  'llama3': (
-    (
-      'factor',
-      'low_freq_factor',
-      'high_freq_factor',
-      'original_max_position_embeddings',
-    ),
-    (),
-  ),
-  'yarn': (
-    ('factor', 'original_max_position_embeddings'),
-    ('beta_fast', 'beta_slow', 'attention_factor', 'truncate'),
-  ),
-  'longrope': (
-    ('short_factor', 'long_factor', 'original_max_position_embeddings'),
-    ('attention_factor', 'factor'),
-  ),
-}
+KINDS = ('default', 'linear', 'llama3', 'yarn', 'longrope')
 YARN = {
   'factor': 'rope.scaling.factor',
   'original_max_position_embeddings': 'rope.scaling.original_context_length',
   'beta_fast': 'rope.scaling.yarn_beta_fast',
   'beta_slow': 'rope.scaling.yarn_beta_slow',
 }
-IGNORED = ('rope_type', 'type', 'rope_theta', 'partial_rotary_factor')
 
 
 def short_float(value: typing.Any) -> float:
@@ -55,93 +35,63 @@ def short_float(value: typing.Any) -> float:
   return float(str(np.float32(value)))
 
 
-def of_config(config: Config) -> tuple[Config, float | None]:
-  """(the rope of full attention, theta of windowed layers or None).
-
-  The first holds rope_type, rope_theta and what its kind has. Raises ValueError
-  where the two spellings disagree or a kind is not known.
-  """
-  new, old = (config.get(k) for k in ('rope_parameters', 'rope_scaling'))
-  local = config.get('rope_local_base_freq')
-  if new and 'full_attention' in new:
-    inner = dict(new.get('sliding_attention') or {})
-    if inner.get('rope_type', 'default') != 'default':
-      raise ValueError(
-        'config.json: rope_parameters.sliding_attention.rope_type: '
-        f"{inner['rope_type']!r}; llama.cpp knows 'default'."
-      )
-    local, new = inner.get('rope_theta', local), new['full_attention']
-  both = {**(old or {}), **(new or {})}
-  if new and old and both != {**new, **old}:
-    raise ValueError(
-      f'config.json: rope_scaling is {old} and rope_parameters is {new}; they '
-      'must agree.'
-    )
-  kind = both.get('rope_type', both.get('type', 'default'))
-  kind = {'su': 'longrope'}.get(kind, kind)
-  theta = both.get('rope_theta', config.get('rope_theta'))
-  rope = {k: v for k, v in both.items() if k not in IGNORED and v is not None}
-  if kind == 'longrope' and 'original_max_position_embeddings' not in rope:
-    rope['original_max_position_embeddings'] = config.get(
-      'original_max_position_embeddings'
-    )
-  _check(kind, rope)
-  theta = TOP_THETA if theta is None else theta
-  return {'rope_type': kind, 'rope_theta': float(theta), **rope}, local
-
-
-def _check(kind: str, rope: Config) -> None:
-  if kind not in KINDS:
-    raise ValueError(
-      f'config.json: rope type {kind!r}; GGUF can hold {", ".join(KINDS)}.'
-    )
-  required, optional = KINDS[kind]
-  missing = [key for key in required if rope.get(key) is None]
-  unknown = sorted(set(rope) - {*required, *optional})
-  if kind == 'default':  # Some writers leave the original length there.
-    unknown = [k for k in unknown if k != 'original_max_position_embeddings']
-  if missing or unknown:
-    raise ValueError(
-      f'config.json: rope type {kind!r}: missing {library.quote(missing)}; '
-      f'not known {library.quote(unknown)}.'
-    )
-
-
 def to_metadata(
-  architecture: declaration.Architecture, config: Config
-) -> tuple[Config, dict[str, np.ndarray]]:
-  """(metadata without the architecture's name, extra tensors) of a config."""
-  rope, local = of_config(config)
-  kind, head_dim = rope['rope_type'], config['head_dim']
-  dims = int(head_dim * _partial(config))
-  if dims != head_dim and architecture.name != 'phi3':
-    raise ValueError(
-      f'config.json: partial_rotary_factor: {_partial(config)}; llama.cpp '
-      f'turns all of a head in {architecture.name}.'
-    )
-  meta = {'rope.freq_base': rope['rope_theta'], 'rope.dimension_count': dims}
-  tensors = {}
+  architecture: declaration.Architecture, config: Config, ropes: Ropes
+) -> Config:
+  """Metadata without the architecture's name.
+
+  config: a `config.normal` one; ropes: those that it declares, of layers
+  without a window first. Raises ValueError for what GGUF cannot say.
+  """
+  rope = ropes[0]
+  _check(architecture, config, ropes)
+  meta = {'rope.freq_base': rope.theta, 'rope.dimension_count': rope.size}
   if architecture.name == 'gemma3':
-    meta['rope.freq_base_swa'] = float(LOCAL_THETA if local is None else local)
+    meta['rope.freq_base_swa'] = ropes[1].theta
   if architecture.name == 'phi3':
-    original = config.get('original_max_position_embeddings') or rope.get(
-      'original_max_position_embeddings'
-    )
-    meta['rope.scaling.original_context_length'] = original or 4096
-  if kind == 'linear':
-    meta |= _scaled('linear', factor=float(rope['factor']))
-  if kind == 'yarn':
+    usual = config.get('original_max_position_embeddings') or 4096
+    is_long = rope.kind == 'longrope'
+    original = rope.original if is_long else usual
+    meta['rope.scaling.original_context_length'] = original
+  if rope.kind == 'linear':
+    meta |= _scaled('linear', rope.factor)
+  if rope.kind == 'yarn':
     meta |= _yarn(architecture, rope)
-  if kind == 'llama3':
-    tensors[FREQS] = llama3_divisors(rope, head_dim)
-  if kind == 'longrope':
-    _only(architecture, kind, 'phi3')
-    meta['rope.scaling.attn_factor'] = rope.get(
-      'attention_factor'
-    ) or _long_attention(config, rope)
-    tensors[LONG] = np.asarray(rope['long_factor'], np.float32)
-    tensors[SHORT] = np.asarray(rope['short_factor'], np.float32)
-  return meta, tensors
+  if rope.kind == 'longrope':
+    meta['rope.scaling.attn_factor'] = rope.scale
+  return meta
+
+
+def to_tensors(rope: rope_lib.Rope) -> dict[str, np.ndarray]:
+  """What llama.cpp has as tensors of a rope that `to_metadata` knows."""
+  if rope.kind == 'llama3':
+    return {FREQS: llama3_divisors(rope)}
+  if rope.kind == 'longrope':
+    waves = {LONG: rope.long, SHORT: rope.short}
+    return {name: np.asarray(x, np.float32) for name, x in waves.items()}
+  return {}
+
+
+def _check(
+  architecture: declaration.Architecture, config: Config, ropes: Ropes
+) -> None:
+  rope = ropes[0]
+  if rope.kind not in KINDS:
+    raise ValueError(
+      f'config.json: rope type {rope.kind!r}; GGUF can hold {", ".join(KINDS)}.'
+    )
+  if odd := [other.kind for other in ropes[1:] if other.kind != 'default']:
+    raise ValueError(
+      'config.json: rope_parameters.sliding_attention.rope_type: '
+      f"{odd[0]!r}; llama.cpp knows 'default'."
+    )
+  if rope.kind == 'longrope':
+    _only(architecture, rope.kind, 'phi3')
+  if rope.size != config['head_dim'] and architecture.name != 'phi3':
+    raise ValueError(
+      f'config.json: {rope.size} of the {config["head_dim"]} channels of a '
+      f'head turn; llama.cpp turns all in {architecture.name}.'
+    )
 
 
 def _scaled(kind: str, factor: float) -> Config:
@@ -155,29 +105,26 @@ def _only(architecture: declaration.Architecture, kind: str, name: str) -> None:
     )
 
 
-def _partial(config: Config) -> float:
-  inner = (config.get('rope_parameters') or {}).get('partial_rotary_factor')
-  given = inner if inner is not None else config.get('partial_rotary_factor')
-  return 1.0 if given is None else float(given)
-
-
-def _yarn(architecture: declaration.Architecture, rope: Config) -> Config:
+def _yarn(
+  architecture: declaration.Architecture, rope: rope_lib.Rope
+) -> Config:
   """Raises ValueError for what llama.cpp computes in one way only."""
-  usual = 0.1 * math.log(rope['factor']) + 1
-  given = rope.get('attention_factor', usual)
-  if not math.isclose(given, usual, rel_tol=1e-6):
+  usual = 0.1 * math.log(rope.factor) + 1
+  if not math.isclose(rope.scale, usual, rel_tol=1e-6):
     raise ValueError(
-      f'config.json: yarn with attention_factor: {given}; llama.cpp has '
+      f'config.json: yarn with attention_factor: {rope.scale}; llama.cpp has '
       f'0.1 ln(factor) + 1 = {usual} built in.'
     )
   # llama.cpp rounds the corrected range. gpt-oss does not, yet is served so.
-  if not rope.get('truncate', True) and architecture.name != 'gpt-oss':
+  if not rope.truncate and architecture.name != 'gpt-oss':
     raise ValueError(
       'config.json: yarn with truncate: false; llama.cpp rounds.'
     )
   return {
-    'rope.scaling.type': 'yarn',
-    **{key: rope[k] for k, key in YARN.items() if k in rope},
+    **_scaled('yarn', rope.factor),
+    YARN['original_max_position_embeddings']: rope.original,
+    YARN['beta_fast']: rope.high,
+    YARN['beta_slow']: rope.low,
   }
 
 
@@ -189,16 +136,16 @@ def _long_attention(config: Config, rope: Config) -> float:
   return math.sqrt(1 + math.log(scale) / math.log(original))
 
 
-def llama3_divisors(rope: Config, head_dim: int) -> np.ndarray:
+def llama3_divisors(rope: rope_lib.Rope) -> np.ndarray:
   """[H / 2] float32: by how much llama3 divides each frequency."""
-  exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-  wave = 2 * np.pi * rope['rope_theta'] ** exponents
-  low, high = rope['low_freq_factor'], rope['high_freq_factor']
-  original = rope['original_max_position_embeddings']
-  smooth = (original / wave - low) / (high - low)
-  between = 1 / ((1 - smooth) / rope['factor'] + smooth)
-  divisors = np.where(wave > original / low, rope['factor'], between)
-  return np.where(wave < original / high, 1.0, divisors).astype(np.float32)
+  exponents = np.arange(0, rope.size, 2, dtype=np.float64) / rope.size
+  wave = 2 * np.pi * rope.theta**exponents
+  smooth = (rope.original / wave - rope.low) / (rope.high - rope.low)
+  between = 1 / ((1 - smooth) / rope.factor + smooth)
+  is_long = wave > rope.original / rope.low
+  divisors = np.where(is_long, rope.factor, between)
+  is_short = wave < rope.original / rope.high
+  return np.where(is_short, 1.0, divisors).astype(np.float32)
 
 
 def of_metadata(
@@ -271,17 +218,18 @@ def _scaling(architecture, meta, config, tensors, theta) -> Config:
 def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> Config:
   if (divisors == 1).all():
     return {}
+  factor = short_float(divisors.max())
   for power in [13, *range(10, 21)]:  # 8192, which all of Llama 3 have, first.
-    rope = {
-      'rope_type': 'llama3',
-      'factor': short_float(divisors.max()),
-      'low_freq_factor': 1.0,
-      'high_freq_factor': 4.0,
-      'original_max_position_embeddings': 2**power,
-    }
-    tried = llama3_divisors({**rope, 'rope_theta': theta}, head_dim)
+    rope = rope_lib.Rope(head_dim, theta, 'llama3', factor, 2**power)
+    tried = llama3_divisors(rope)
     if tried.shape == divisors.shape and np.allclose(tried, divisors, 1e-4, 0):
-      return rope
+      return {
+        'rope_type': rope.kind,
+        'factor': rope.factor,
+        'low_freq_factor': rope.low,
+        'high_freq_factor': rope.high,
+        'original_max_position_embeddings': rope.original,
+      }
   raise ValueError(
     f'{FREQS} holds divisors that are not those of llama3 scaling with '
     'low_freq_factor 1, high_freq_factor 4 and an original length of 2**10 to '

@@ -4,6 +4,7 @@ Tensors are laid out from their shapes and then read, changed and quantised one
 after another, so memory holds one tensor (of experts, one stack) at a time.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -11,18 +12,12 @@ import pathlib
 import tempfile
 import typing
 
+import jax.numpy as jnp
 import numpy as np
 
 from tuner.llamacpp import architectures as arch_lib
 from tuner.llamacpp import config as config_lib
-from tuner.llamacpp import (
-  declaration,
-  library,
-  reader,
-  rope,
-  tokens,
-  vocabulary,
-)
+from tuner.llamacpp import declaration, library, rope, tokens, vocabulary
 from tuner.llamacpp import read as read_lib
 from tuner.models import tensors as tensors_lib
 
@@ -71,61 +66,98 @@ def write(
   return {**report, 'bytes': file.stat().st_size}
 
 
+def check(base_dir: pathlib.Path) -> None:
+  """Raises ValueError, naming files of a base, for what GGUF cannot hold.
+
+  Known from config.json and the tokenizer's files; weights are not looked at,
+  so that they may be missing, or quantised if they will not be when written.
+  """
+  _described(base_dir, is_dequantised=True)
+
+
+class _Described(typing.NamedTuple):
+  """What a directory says beside its weights; extra: tensors of the rope."""
+
+  architecture: declaration.Architecture
+  config: dict[str, typing.Any]
+  meta: dict[str, typing.Any]
+  extra: dict[str, np.ndarray]
+  plan: list[declaration.Tensor]
+  vocabulary: vocabulary.Vocabulary
+
+
+def _described(
+  folder: pathlib.Path, is_dequantised: bool = False
+) -> _Described:
+  if not folder.is_dir():
+    raise ValueError(
+      f'{folder} is not a directory; wanted: a Hugging Face model'
+    )
+  with _naming(folder):
+    raw = vocabulary.read_json(folder / 'config.json')
+    if is_dequantised:
+      raw.pop('quantization_config', None)
+    architecture = arch_lib.by_model_type(raw.get('model_type'))
+    config, model = config_lib.normal(architecture, raw)
+    meta = config_lib.to_metadata(architecture, config)
+    meta |= rope.to_metadata(architecture, config, model.ropes)
+    extra = rope.to_tensors(model.ropes[0])
+    plan = declaration.tensors(architecture, config)
+    words = vocabulary.of_folder(folder, model.V)
+    words.notes.extend(config_lib.notes(architecture, config))
+  return _Described(architecture, config, meta, extra, plan, words)
+
+
+@contextlib.contextmanager
+def _naming(folder: pathlib.Path) -> typing.Iterator[None]:
+  """Errors raised within name the directory."""
+  try:
+    yield
+  except (KeyError, ValueError) as error:
+    text = str(error)
+    text = text if str(folder) in text else f'{folder}: {text}'
+    raise ValueError(text) from error
+
+
 class _Part(typing.NamedTuple):
-  """One GGUF tensor to be written."""
+  """One GGUF tensor to be written, and the stored ones that it is made of."""
 
   name: str
   kind: str
   shape: tuple[int, ...]
   make: typing.Callable[[], np.ndarray]
+  stored: tuple[str, ...] = ()
 
 
 class _Model:
   """A directory understood: metadata, and how each tensor is made."""
 
   def __init__(self, folder: pathlib.Path, dtype: str):
-    if not folder.is_dir():
-      raise ValueError(
-        f'{folder} is not a directory; wanted: a Hugging Face model'
-      )
     self.gguf = library.load()
     self.dtype = dtype
-    try:
-      raw = vocabulary.read_json(folder / 'config.json')
-      self.architecture = arch_lib.by_model_type(raw.get('model_type'))
-      self.config = config_lib.normal(self.architecture, raw)
-      self.files = reader.Reader(folder)
-      self.meta = config_lib.to_metadata(self.architecture, self.config)
-      more, self.extra = rope.to_metadata(self.architecture, self.config)
-      self.meta |= more
-      self.plan = self._plan()
-      self.vocabulary = vocabulary.of_folder(folder, self._check_shapes())
-      self.vocabulary.notes.extend(
-        config_lib.notes(self.architecture, self.config)
-      )
-    except (KeyError, ValueError) as error:
-      text = str(error)
-      text = text if str(folder) in text else f'{folder}: {text}'
-      raise ValueError(text) from error
+    said = _described(folder)
+    self.architecture, self.config = said.architecture, said.config
+    self.meta, self.extra, self.plan = said.meta, said.extra, said.plan
+    self.vocabulary = said.vocabulary
+    with _naming(folder):
+      self.files = tensors_lib.Tensors(folder)
+      self._check_names()
+      self._check_shapes()
     self.heads = tuple(
       self.config[f'num_{k}_heads'] for k in ('attention', 'key_value')
     )
 
-  def _plan(self) -> list[declaration.Tensor]:
-    names = self.files.names
-    if self.config.get('tie_word_embeddings') is None:
-      self.config['tie_word_embeddings'] = HEAD not in names
-    plan = declaration.tensors(self.architecture, self.config)
-    wanted = {name for tensor in plan for name in tensor.hf}
-    there = {n for n in names if n in wanted or not n.endswith(COMPUTED)}
+  def _check_names(self) -> None:
+    wanted = {name for tensor in self.plan for name in tensor.hf}
+    there = {
+      n for n in self.files.names() if n in wanted or not n.endswith(COMPUTED)
+    }
     if HEAD in there - wanted and self._is_embedding_again():
       there.remove(HEAD)
     declaration.check_names(self.architecture.model_types[0], wanted, there)
-    return plan
 
-  def _check_shapes(self) -> int:
-    """The number of rows of the embedding."""
-    rows = self.files.shape(EMBEDDING)[0]
+  def _check_shapes(self) -> None:
+    rows = self._stored(EMBEDDING).shape[0]
     if rows != self.config['vocab_size']:
       raise ValueError(
         f'config.json: vocab_size: {self.config["vocab_size"]}; the '
@@ -133,15 +165,23 @@ class _Model:
       )
     for tensor in self.plan:
       for name in tensor.hf:
-        if (found := self.files.shape(name)) != tensor.shape:
+        if (found := self._stored(name).shape) != tensor.shape:
           raise ValueError(
             f'{name} has shape {found}; config.json implies {tensor.shape}.'
           )
-    return rows
+
+  def _stored(self, name: str) -> tensors_lib.Stored:
+    stored = self.files.slice_of(name)
+    if stored.dtype not in tensors_lib.DTYPES:
+      raise ValueError(
+        f'{stored.file.path}: {name} is {stored.dtype}; known are '
+        f'{", ".join(tensors_lib.DTYPES)}.'
+      )
+    return stored
 
   def _is_embedding_again(self) -> bool:
     pair = (HEAD, EMBEDDING)
-    one, other = (self.files.load(name) for name in pair)
+    one, other = (self._stored(name)[...] for name in pair)
     return np.array_equal(one, other)
 
   def _parts(self) -> list[_Part]:
@@ -154,7 +194,7 @@ class _Model:
       for i, (own, shape) in enumerate(zip(tensor.gguf, tensor.gguf_shapes)):
         kind = self._kind(tensor, own, shape)
         make = functools.partial(self._make, tensor, i, kind)
-        parts.append(_Part(own, kind, shape, make))
+        parts.append(_Part(own, kind, shape, make, tensor.hf))
     return parts
 
   def _kind(self, tensor: declaration.Tensor, name: str, shape) -> str:
@@ -169,7 +209,7 @@ class _Model:
     """The GGUF tensor's bytes, of one Hugging Face tensor or a stack."""
 
     def one(name: str) -> np.ndarray:
-      hf = self.files.load(name)
+      hf = self._stored(name)[...]
       array = tensor.change.to_gguf(hf, self.heads)[i]
       return self._encoded(array, kind, name)
 
@@ -180,7 +220,8 @@ class _Model:
   def _encoded(self, array: np.ndarray, kind: str, name: str) -> np.ndarray:
     if kind in tensors_lib.DTYPES:
       # The library knows no bfloat16 array: its bytes do.
-      made = np.ascontiguousarray(read_lib.cast(array, kind, name))
+      wanted = jnp.dtype(tensors_lib.DTYPES[kind])
+      made = np.ascontiguousarray(tensors_lib.cast(array, wanted, name))
       return made.view(np.uint8) if kind == 'BF16' else made
     array = np.ascontiguousarray(array.astype(np.float32))
     if not np.isfinite(array).all():
@@ -201,6 +242,7 @@ class _Model:
       writer.write_ti_data_to_file()
       for part in parts:
         writer.write_tensor_data(part.make())
+        self.files.forget(part.stored)
       writer.flush()
       os.fsync(writer.fout[0].fileno())
     finally:
