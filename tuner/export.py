@@ -26,7 +26,7 @@ from tuner import (
 )
 from tuner import experiment as experiment_lib
 from tuner import mesh as mesh_lib
-from tuner.artifacts import deliver, prompts, verify
+from tuner.artifacts import deliver, places, prompts, verify
 from tuner.artifacts import export as export_lib
 from tuner.artifacts import trained as trained_lib
 
@@ -57,12 +57,14 @@ def run(
   with rundir.lock(workdir):
     step = choose_step(workdir, step)
     print(f'exporting step {step} of {workdir}', file=sys.stderr, flush=True)
+    declared = experiment_lib.declare(own)
+    names = wanted_formats(own, declared.adaptation)
+    place, key = out or workdir / 'export', '--out' if out else '--workdir'
+    places.check(place, names, own, declared.base_dir, workdir, key)
     mesh = mesh_lib.make(**dataclasses.asdict(own.mesh))
     with jax.set_mesh(mesh):
-      trained = of_step(config, own, workdir, step, mesh)
-      names = wanted_formats(own, trained.adaptation)
-      key = '--out' if out else '--workdir'
-      deliver.write(trained, names, out or workdir / 'export', is_verified, key)
+      trained = of_step(config, own, declared, workdir, step, mesh)
+      deliver.write(trained, names, place, is_verified, key)
   return 0
 
 
@@ -118,9 +120,8 @@ def choose_step(workdir: pathlib.Path, step: int | None) -> int:
   return step
 
 
-def of_step(given, own, workdir, step: int, mesh) -> Trained:
+def of_step(given, own, declared, workdir, step: int, mesh) -> Trained:
   """The state at a committed step: the base, and what was trained of it."""
-  declared = experiment_lib.declare(own)
   base_dir, model = declared.base_dir, declared.model
   adaptation = declared.adaptation
   basedir.check_run(workdir, base_dir, own.model.path)
