@@ -17,6 +17,7 @@ from tuner.data import template as template_lib
 from tuner.models import hub, weights
 
 TOKENS = np.random.default_rng(0).integers(0, 320, (2, 16))
+pytestmark = pytest.mark.usefixtures('quick_compiles')
 LAYOUTS = {
   'all': {},
   'rslora': dict(scaling='rslora', rank=5, alpha=4.0),
