@@ -347,20 +347,3 @@ def test_permuted_architectures_are_those_whose_rope_pairs_neighbours():
     if any(r.change in (changes.ROPE_Q, changes.ROPE_K) for r in a.rules)
   }
   assert found == {'llama', 'granite', 'smollm3'}
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize('case', ['llama', 'qwen2'])
-def test_transformers_own_reader_finds_the_same_model(case, make, tmp_path):
-  import torch
-
-  torch.set_num_threads(1)
-  folder, _ = make(case)
-  write.write(folder, tmp_path / 'gguf' / 'a.gguf', 'f32')
-  tokens = torch.tensor(np.random.default_rng(0).integers(3, 250, (2, 24)))
-  auto = transformers.AutoModelForCausalLM
-  ours = auto.from_pretrained(folder)
-  theirs = auto.from_pretrained(tmp_path / 'gguf', gguf_file='a.gguf')
-  with torch.no_grad():
-    expected, found = (m(tokens).logits.numpy() for m in (ours, theirs))
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

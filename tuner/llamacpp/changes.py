@@ -69,9 +69,10 @@ ONE_MORE = Change(
   lambda ts, heads: _float32(ts[0]) - np.float32(1),
   is_float32=True,
 )
-ROW = Change(  # A matrix of one row, which some files hold as a vector.
-  lambda hf, heads: [hf],
+ROW = Change(  # A matrix of one row is a vector; some files hold the matrix.
+  lambda hf, heads: [hf.reshape(-1)],
   lambda ts, heads: ts[0].reshape(1, -1),
+  lambda shape: [shape[1:]],
   hf_shape=lambda shapes: (1, shapes[0][-1]),
   is_float32=True,
 )
