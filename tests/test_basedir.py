@@ -26,6 +26,7 @@ def converted(monkeypatch):
     (out / 'config.json').write_text('{}')
 
   monkeypatch.setattr(read, 'convert', convert)
+  monkeypatch.setattr(read, 'float32_bytes', lambda file: 1)
   return found
 
 
@@ -65,7 +66,41 @@ def test_another_process_may_be_quicker(cache_dir, monkeypatch, file):
     raise FileExistsError(out)
 
   monkeypatch.setattr(read, 'convert', convert)
+  monkeypatch.setattr(read, 'float32_bytes', lambda file: 1)
   assert basedir.find(str(file)).is_dir()
+
+
+def test_room_is_looked_for_first(cache_dir, converted, monkeypatch, file):
+  monkeypatch.setattr(read, 'float32_bytes', lambda file: 10**18)
+  with pytest.raises(RuntimeError, match='disk full: needs'):
+    basedir.find(str(file))
+  assert not converted
+
+
+def test_float32_is_counted_from_shapes(tmp_path):
+  import gguf
+  import numpy as np
+
+  writer = gguf.GGUFWriter(tmp_path / 'a.gguf', 'llama')
+  writer.add_tensor('x', np.zeros((3, 5), np.float16))
+  writer.add_tensor('y', np.zeros(7, np.float32))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  assert read.float32_bytes(tmp_path / 'a.gguf') == 4 * (15 + 7)
+
+
+@pytest.mark.parametrize(
+  ('data', 'said'),
+  [(b'', 'is empty'), (b'version https://', "begins with b'version '")],
+)
+def test_a_name_alone_makes_no_gguf(tmp_path, data, said):
+  file = tmp_path / 'model.gguf'
+  file.write_bytes(data)
+  with pytest.raises(ValueError, match=said) as error:
+    basedir.find(str(file))
+  assert str(file) in str(error.value)
 
 
 def test_a_failed_conversion_is_told(cache_dir, file):

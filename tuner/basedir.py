@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 
-from tuner import dataset
+from tuner import dataset, rundir
 from tuner.models import hub
 
 GGUF = b'GGUF'
@@ -23,6 +23,8 @@ def find(path: str, revision: str | None = None) -> pathlib.Path:
   """
   file = pathlib.Path(path).expanduser() if path else None
   if file is None or not file.is_file() or not _is_gguf(file):
+    if file is not None and file.is_file() and file.suffix == '.gguf':
+      raise ValueError(f'config.model.path: {path} {_instead(file)}')
     return hub.base_directory(path, revision)
   if revision is not None:
     raise ValueError(
@@ -33,6 +35,8 @@ def find(path: str, revision: str | None = None) -> pathlib.Path:
     from tuner.llamacpp import read  # Its libraries are optional.
 
     try:
+      needed = read.float32_bytes(file)
+      rundir.check_space(_existing(found), needed)
       read.convert(file, found)
     except FileExistsError:  # Another process was quicker.
       pass
@@ -42,6 +46,19 @@ def find(path: str, revision: str | None = None) -> pathlib.Path:
 def _is_gguf(file: pathlib.Path) -> bool:
   with file.open('rb') as stream:
     return stream.read(len(GGUF)) == GGUF
+
+
+def _instead(file: pathlib.Path) -> str:
+  with file.open('rb') as stream:
+    head = stream.read(8)
+  if not head:
+    return 'is empty; wanted: a GGUF file.'
+  return f"is not a GGUF file: it begins with {head!r}, one with b'GGUF'."
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+  """The nearest directory above that is there."""
+  return next(parent for parent in path.parents if parent.is_dir())
 
 
 def _key(file: pathlib.Path) -> str:

@@ -42,7 +42,16 @@ def refuse(path, match):
 def test_a_cut_file(whole, share):
   data = whole.read_bytes()
   whole.write_bytes(data[: int(len(data) * share)])
-  refuse(whole, 'not a GGUF file|cut off or damaged')
+  seen = rf'cut off or damaged: it has {int(len(data) * share):,} bytes; wanted'
+  refuse(whole, f'not a GGUF file: |{seen}: at least [0-9,]+')
+
+
+def test_an_index_names_plain_files(make):
+  folder, _ = make('llama')
+  (folder / 'model.safetensors').rename(folder.parent / 'x.safetensors')
+  index = {'weight_map': {'model.norm.weight': '../x.safetensors'}}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  refuse_folder(folder, 'is not a plain file name')
 
 
 def test_a_file_that_is_no_gguf(whole):

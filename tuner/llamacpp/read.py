@@ -5,7 +5,9 @@ them at a time (of stacked experts, one expert) and not the model. What
 llama.cpp changed on the way in is undone: see `changes`, `rope`, `bpe`, `spm`.
 """
 
+import functools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -98,9 +100,48 @@ def open_gguf(path: pathlib.Path) -> typing.Any:
     if (magic := file.read(4)) != b'GGUF':
       raise ValueError(f'not a GGUF file: it begins with {magic!r}.')
   try:
-    return gguf.GGUFReader(path)
+    return _checked(gguf)(path)
   except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
     raise ValueError(f'cut off or damaged: {error}') from error
+
+
+@functools.cache
+def _checked(gguf: typing.Any) -> type:
+  """The library's reader, which says what it misses in a file that is cut."""
+
+  class Checked(gguf.GGUFReader):
+    def _get(self, offset, dtype, count=1, **others):
+      self._check(int(offset) + np.dtype(dtype).itemsize * int(count))
+      return super()._get(offset, dtype, count, **others)
+
+    def _build_tensors(self, start_offs, fields):
+      ends = [start_offs]
+      for field in fields:
+        *_, dims, kind, offset = field.parts
+        kind = gguf.GGMLQuantizationType(kind[0])
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        n_bytes = math.prod(map(int, dims)) // block * size
+        ends.append(start_offs + int(offset[0]) + n_bytes)
+      if fields:
+        self._check(max(ends))
+      super()._build_tensors(start_offs, fields)
+
+    def _check(self, wanted: int) -> None:
+      if wanted > len(self.data):
+        raise ValueError(
+          f'it has {len(self.data):,} bytes; wanted: at least {wanted:,}.'
+        )
+
+  return Checked
+
+
+def float32_bytes(path: pathlib.Path) -> int:
+  """What the tensors take as float32. Raises ValueError naming the file."""
+  try:
+    reader = open_gguf(path)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  return 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 class _Model:
