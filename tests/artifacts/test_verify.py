@@ -226,6 +226,19 @@ def test_numbers_that_differ_by_their_dtype_are_the_same(made):
     assert declared.differences(other.config, config) == []
 
 
+def test_a_window_as_long_as_any_text_is_none(made):
+  own = json.loads((made.state.base_dir / 'config.json').read_text())
+  own |= {'model_type': 'mistral'}  # 256 positions.
+  none, whole, short = (
+    hub.families.decoder_of({**own, 'sliding_window': window}).config
+    for window in (None, 256, 255)
+  )
+  assert declared.differences(none, whole) == []
+  assert declared.differences(none, short) == [
+    f'layers.{i}.window: None, not 255' for i in range(2)
+  ]
+
+
 def test_a_tensor_too_many_or_too_few_fails(made, wanted, written, tmp_path):
   place = tmp_path / 'orbax'
   shutil.copytree(written['orbax'], place)

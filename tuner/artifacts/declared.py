@@ -8,18 +8,33 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tuner.models import decoder
+
 # Formats keep numbers as float32: two of them are the same within this.
 ROUNDED = 1e-6
 
 
-def differences(found: Any, wanted: Any) -> list[str]:
+def differences(
+  found: decoder.DecoderConfig, wanted: decoder.DecoderConfig
+) -> list[str]:
   """'name: value, not the wanted value' of each part that differs."""
-  there, asked = dict(_parts(found, '')), dict(_parts(wanted, ''))
+  there, asked = (dict(_parts(_plain(x), '')) for x in (found, wanted))
   return [
     f'{name}: {there.get(name)!r}, not {asked.get(name)!r}'
     for name in sorted(there.keys() | asked.keys())
     if not _is_same(there.get(name), asked.get(name))
   ]
+
+
+def _plain(config: decoder.DecoderConfig) -> decoder.DecoderConfig:
+  """The config without windows that are as long as any text."""
+  layers = tuple(
+    dataclasses.replace(layer, window=None)
+    if layer.window and layer.window >= config.max_positions
+    else layer
+    for layer in config.layers
+  )
+  return dataclasses.replace(config, layers=layers)
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
