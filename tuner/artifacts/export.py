@@ -176,6 +176,7 @@ FORMATS: dict[
 
 def on_host(trained: Trained, path: str, dtype: str) -> np.ndarray:
   """One merged weight as it is written."""
+  dtype = trained.rows[path].kept_in or dtype
   return tensors.cast(np.asarray(trained.merged(path)), dtype, path)
 
 

@@ -116,7 +116,8 @@ def orbax(
 def _placed(trained: Trained, path: str, value: Any) -> jax.Array:
   row, sizes = trained.rows[path], trained.model.config.sizes
   place = mesh_lib.sharding(trained.mesh, row.dims, row.shape(sizes))
-  return jax.device_put(value.astype(trained.config.model.dtype), place)
+  dtype = row.kept_in or trained.config.model.dtype
+  return jax.device_put(value.astype(dtype), place)
 
 
 def gguf(
