@@ -132,6 +132,7 @@ def reads(monkeypatch):
 def test_every_key_of_a_section_is_read(reads, tiny_config, tmp_path):
   tiny_config.train.steps = 2
   tiny_config.evaluate.every = 2
+  tiny_config.export = dict(formats=('adapter', 'model'))
   assert commands.train(tiny_config, tmp_path) == 0
   # Some keys are for check alone, and some for several sources.
   path = tiny_config.data.path
