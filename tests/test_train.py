@@ -376,3 +376,15 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2]
   assert traced == [1]  # compiled once
+
+
+def test_a_loss_that_is_nan_from_the_start_is_no_matter_of_the_rate():
+  meter = train.Meter(lambda step: ['rows.jsonl:1'])
+  meter.restart()
+  metrics = dict(weight=1, loss=np.nan, grad_norm=1, tokens=1, target_tokens=1)
+  with pytest.raises(RuntimeError) as caught:
+    meter(1, {name: np.float32(value) for name, value in metrics.items()})
+  assert str(caught.value) == (
+    "step 1: loss is nan; examples ['rows.jsonl:1']. Nothing has been trained "
+    'yet; look at the base or at these rows.'
+  )

@@ -164,10 +164,14 @@ class Meter:
       )
     for name in ('loss', 'grad_norm'):
       if not math.isfinite(values[name]):
+        cure = (
+          'The last good checkpoint is kept; lower config.schedule.peak or look'
+          if step > 1
+          else 'Nothing has been trained yet; look at the base or'
+        )
         raise RuntimeError(
           f'step {step}: {name} is {values[name]}; examples '
-          f'{self._ids_of(step - 1)[:20]}. The last good checkpoint is kept; '
-          'lower config.schedule.peak or look at these rows.'
+          f'{self._ids_of(step - 1)[:20]}. {cure} at these rows.'
         )
     values['seconds'] = seconds
     values['tokens_per_second'] = values['tokens'] / seconds

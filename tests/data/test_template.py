@@ -77,6 +77,24 @@ def test_stop_ids_faults(tokenizer_with, tmp_path):
   assert str(error.value) == (
     f"{file}: eos_token_id is '2'; wanted: an id, or a list of ids"
   )
+  file.write_text('{"eos_token_id')
+  with pytest.raises(ValueError) as error:
+    template_lib.stop_ids(tmp_path, tokenizer_with())
+  assert str(error.value).startswith(f'{file} is not JSON: Unterminated')
+
+
+def test_a_tokenizer_that_is_not_there_or_broken_is_named(tmp_path):
+  with pytest.raises(ValueError) as error:
+    template_lib.load_tokenizer(tmp_path)
+  assert str(error.value) == (
+    f'{tmp_path} has no tokenizer.json, which is what is read here'
+  )
+  (tmp_path / 'tokenizer.json').write_text('<!DOCTYPE html>')
+  with pytest.raises(ValueError) as error:
+    template_lib.load_tokenizer(tmp_path)
+  assert str(error.value).startswith(
+    f'{tmp_path}: tokenizer.json or tokenizer_config.json cannot be read: '
+  )
 
 
 def test_prompt_fault_names_the_row(tokenizer_with):

@@ -124,6 +124,18 @@ def family(name, **changes):
 
 FAMILY_ERRORS = [
   (
+    dict(name='llama', num_hidden_layers='two'),
+    "config.json: num_hidden_layers: 'two'; wanted: a whole number above 0.",
+  ),
+  (
+    dict(name='llama', hidden_size=-32),
+    'config.json: hidden_size: -32; wanted: a whole number above 0.',
+  ),
+  (
+    dict(name='mixtral', num_local_experts=8, num_experts_per_tok=20),
+    'config.json: num_experts_per_tok: 20; there are 8 experts.',
+  ),
+  (
     dict(name='gemma3_text', rope_parameters=YARN),
     'config.json: rope_parameters holds factor, rope_type; for this family it '
     'holds a dict for each of full_attention, sliding_attention.',

@@ -35,13 +35,20 @@ def load_tokenizer(path, template=None, arguments=None):
   path = pathlib.Path(path).expanduser()
   if not path.is_dir():
     raise ValueError(f'{path} is not a directory; wanted: a Hugging Face model')
-  tokenizer = transformers.AutoTokenizer.from_pretrained(
-    str(path), trust_remote_code=False, local_files_only=True
-  )
-  if not tokenizer.is_fast:
+  if not (path / 'tokenizer.json').is_file():
     raise ValueError(
       f'{path} has no tokenizer.json, which is what is read here'
     )
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      str(path), trust_remote_code=False, local_files_only=True
+    )
+  except Exception as error:  # Libraries raise anything, and name no file.
+    reason = (str(error).splitlines() or [''])[0]
+    raise ValueError(
+      f'{path}: tokenizer.json or tokenizer_config.json cannot be read: '
+      f'{reason}'
+    ) from error
   text = _find(path, tokenizer.chat_template, template)
   try:
     tokenizer.chat_template = _checked(tokenizer, text, dict(arguments or {}))
@@ -125,7 +132,11 @@ def stop_ids(path, tokenizer):
     file = pathlib.Path(path).expanduser() / name
     if not file.is_file():
       continue
-    found = json.loads(file.read_text(encoding='utf-8')).get('eos_token_id')
+    try:
+      config = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+      raise ValueError(f'{file} is not JSON: {error}') from error
+    found = config.get('eos_token_id')
     if found is None:
       continue
     ids = found if isinstance(found, list) else [found]

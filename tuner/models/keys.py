@@ -30,6 +30,21 @@ OFF: dict[str, Any] = {
   'use_bidirectional_attention': False,
   'use_sliding_window': False,
 }
+# What is counted; null means what the family assumes.
+COUNTS = (
+  'head_dim',
+  'hidden_size',
+  'intermediate_size',
+  'max_position_embeddings',
+  'moe_intermediate_size',
+  'num_attention_heads',
+  'num_experts',
+  'num_experts_per_tok',
+  'num_hidden_layers',
+  'num_key_value_heads',
+  'num_local_experts',
+  'vocab_size',
+)
 WINDOWED = {'full_attention': False, 'sliding_attention': True}
 
 
@@ -41,6 +56,16 @@ def refuse_others(config: Mapping[str, Any], reads: Collection[str]) -> None:
       raise ValueError(
         f'config.json: {key}: {value!r}; the family {config["model_type"]!r} '
         'does not read it, so it must not be there.'
+      )
+
+
+def check_counts(config: Mapping[str, Any]) -> None:
+  """Raises ValueError for a count that is no whole number above 0."""
+  for key in COUNTS:
+    value = config.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+      raise ValueError(
+        f'config.json: {key}: {value!r}; wanted: a whole number above 0.'
       )
 
 

@@ -40,6 +40,13 @@ class Experts:
   open_groups: int = 1
   scale: float = 1.0
 
+  def __post_init__(self):
+    if self.chosen > self.count:
+      raise ValueError(
+        f'config.json: num_experts_per_tok: {self.chosen}; there are '
+        f'{self.count} experts.'
+      )
+
   @property
   def letters(self) -> dict[str, int]:
     """The sizes of the letters that experts add; U is one channel."""

@@ -24,6 +24,7 @@ def decoder_of(config: dict[str, Any]) -> decoder.Decoder:
       f'{", ".join(known())}.{_more(config)}'
     )
   family = importlib.import_module(f'{__name__}.{model_type}')
+  keys.check_counts(config)
   keys.refuse_others(config, family.READS)
   return decoder.Decoder(family.decoder_config(config))
 
