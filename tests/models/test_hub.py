@@ -593,9 +593,9 @@ class TestIdentity:
     then = dict(path='org/name', revision='abc', weights='0' * 64)
     now = dict(path='/models/other', revision=None, weights='1' * 64)
     with pytest.raises(ValueError) as error:
-      hub.check_identity(then, now, '/work/run.json')
+      hub.check_identity(then, now, '/runs/mine/run.json')
     assert str(error.value) == (
-      '/work/run.json: another base.\n'
+      '/runs/mine/run.json: another base.\n'
       '  it was made from org/name at revision abc, weights sha256 '
       f'{"0" * 64}\n'
       '  here is          /models/other at revision None, weights sha256 '

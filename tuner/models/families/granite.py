@@ -13,6 +13,13 @@ READS = (
   'logits_scaling',
   'residual_multiplier',
 )
+# What `transformers` assumes where config.json leaves a key out.
+DEFAULTS = {
+  'attention_multiplier': 1.0,
+  'embedding_multiplier': 1.0,
+  'logits_scaling': 1.0,
+  'residual_multiplier': 1.0,
+}
 
 
 def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
@@ -20,10 +27,11 @@ def decoder_config(config: dict[str, Any]) -> decoder.DecoderConfig:
 
   That of attention, too: 1 / sqrt(head_dim) is not its default.
   """
+  config = {**DEFAULTS, **config}
   return dataclasses.replace(
     llama.decoder_config(config),
-    attention_scale=config.get('attention_multiplier', 1.0),
-    embed_scale=config.get('embedding_multiplier', 1.0),
-    residual_scale=config.get('residual_multiplier', 1.0),
-    logit_divisor=config.get('logits_scaling', 1.0),
+    attention_scale=config['attention_multiplier'],
+    embed_scale=config['embedding_multiplier'],
+    residual_scale=config['residual_multiplier'],
+    logit_divisor=config['logits_scaling'],
   )
