@@ -84,6 +84,15 @@ def _check_ranges(config: sections.Config) -> None:
     value = getattr(getattr(config, section), field)
     if value < least:
       raise ValueError(f'config.{key}: {value}; it must be at least {least}.')
+  if not 0 <= config.retention.share <= 1:
+    raise ValueError(
+      f'config.retention.share: {config.retention.share}; it must be in [0, 1].'
+    )
+  if config.select.patience is not None and config.select.patience < 1:
+    raise ValueError(
+      f'config.select.patience: {config.select.patience}; it must be at least '
+      '1, or None.'
+    )
   norm = config.train.clip_norm
   if norm is not None and norm <= 0:
     raise ValueError(

@@ -75,6 +75,7 @@ class Data:
   held-out rows that are in the training rows, too. exhausted: see
   tuner.data.mixture. benchmarks: files that training rows must not overlap;
   `check` looks. access: 'stream' reads on and on, for what no disk holds.
+  carry: columns that metrics read beside the reference, such as 'answers'.
   """
 
   path: Paths | None = None
@@ -95,6 +96,7 @@ class Data:
   exhausted: Literal['repeat', 'stop', 'leave'] = 'repeat'
   benchmarks: tuple[str, ...] = ()
   access: Literal['indexed', 'stream'] = 'indexed'
+  carry: tuple[str, ...] = ()
 
   def fraction(self, side: str) -> float:
     """Held out of each source by hash; 0 where files are named."""
@@ -161,21 +163,54 @@ class Train:
 class Evaluate:
   """What is measured on held-out rows.
 
-  metrics: of tuner.evals.metrics, or dotted names, on greedy answers of at
-  most max_tokens; () generates nothing. rows: prompts decoded at a time.
+  metrics: of tuner.evals.metrics, or dotted names, or dict(name=...) with
+  arguments, on greedy answers of at most max_tokens; () generates nothing.
+  rows: prompts decoded at a time.
   every: steps between measurements on the dev split (its loss, and the metrics
   on its first dev_answers rows); 0: never. base: the untuned model on the same
   rows, too. test: 'end' measures on the test split, base before training and
   tuned after it; 'never' leaves it unread.
   """
 
-  metrics: tuple[str, ...] = ('exact',)
+  metrics: tuple[str | Mapping[str, Any], ...] = ('exact',)
   max_tokens: int = 256
   rows: int = 64
   every: int = 0
   dev_answers: int = 32
   base: bool = True
   test: Literal['end', 'never'] = 'end'
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+  """What is measured of general ability; see tuner.evals.retention.
+
+  share: of the training's time that it may cost, at most; 0: not measured.
+  texts: JSONL of {'text': ...}; prompts: of {'prompt': ...}; quiz: of
+  {'question': ..., 'choices': [...], 'answer': index}. None: those that
+  scripts/fetch_retention.py writes, where they are.
+  """
+
+  share: float = 0.1
+  texts: str | None = None
+  prompts: str | None = None
+  quiz: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Select:
+  """Which checkpoint is measured, exported and kept; see tuner.select.
+
+  metric: the best of the dev split's, higher is better ('nats_per_token':
+  lower); None: the last step. max_nats_increase: only of checkpoints whose
+  nats a token on general text rose by no more than this over the base.
+  patience: measurements without a better one after which training ends; None:
+  it runs to its end.
+  """
+
+  metric: str | None = None
+  max_nats_increase: float | None = None
+  patience: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +275,8 @@ RECORDS = {
   'batch': Batch,
   'train': Train,
   'evaluate': Evaluate,
+  'retention': Retention,
+  'select': Select,
   'checkpoint': Checkpoint,
   'export': Export,
   'mesh': Mesh,
@@ -261,6 +298,8 @@ class Config:
   objective: Mapping[str, Any]
   seed: int
   evaluate: Evaluate
+  retention: Retention
+  select: Select
   checkpoint: Checkpoint
   export: Export
   mesh: Mesh
@@ -300,6 +339,8 @@ def get_config(
   objective=None,
   seed: int = 0,
   evaluate=None,
+  retention=None,
+  select=None,
   checkpoint=None,
   export=None,
   mesh=None,
