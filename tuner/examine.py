@@ -98,7 +98,7 @@ def _check_metrics(config, data, errors) -> None:
     for row in answered:
       try:
         if row.kind == 'chat' and row.reference:
-          metric(row.reference, row.reference)
+          metric.check(row.reference, row)
       except ValueError as error:
         errors.add(row.where, f'config.evaluate.metrics: {name}: {error}')
         break

@@ -124,7 +124,7 @@ class HeldOut:
     for name, metric in self.metrics.items():
       for i, (_, reference) in enumerate(self._turns):
         try:
-          metric(reference, reference)
+          metric.check(reference, self.answered[i])
         except ValueError as error:
           where = self.answered.where(i)
           raise ValueError(
@@ -160,7 +160,7 @@ class HeldOut:
         self.examples.fingerprint,
         self._turns if self.has_answers else [],
         list(self.experiment.stop_ids),
-        sorted(own.metrics),
+        sorted((name, m.resolved) for name, m in self.metrics.items()),
         own.max_tokens,
         self.answers,
         template_lib.identity(self.experiment.tokenizer),

@@ -16,7 +16,7 @@ from tuner.data import mask as mask_lib
 from tuner.data import rows as rows_lib
 from tuner.data import split as split_lib
 from tuner.data import template as template_lib
-from tuner.evals import generative, metrics, stats
+from tuner.evals import generative, stats
 
 pytestmark = pytest.mark.usefixtures('quick_compiles')
 
@@ -86,7 +86,7 @@ def score(*answers):
     answers,
     lambda ids: ''.join({5: '{', 6: '}', 2: '<stop>'}[i] for i in ids),
     (2, 9),
-    {'exact': metrics.exact},
+    generative.find(['exact']),
     0,
   )
 

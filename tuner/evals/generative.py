@@ -4,14 +4,38 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tuner import named, rundir
+from tuner.data import rows as rows_lib
 from tuner.evals import metrics as metrics_lib
 from tuner.evals import stats
+from tuner.evals.metrics import declare
 
-Metric = Callable[[str, str], float]
+TAKES = ('prediction', 'reference', 'row')
+WHERE = 'config.evaluate.metrics'
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A metric of the config, its arguments bound.
+
+  resolved: its section with every default, for what depends on it.
+  """
+
+  function: Callable[..., float]
+  kind: declare.Kind
+  resolved: Mapping[str, Any]
+
+  def __call__(
+    self, prediction: str, reference: str, row: rows_lib.Row
+  ) -> float:
+    return self.function(prediction, reference, row)
+
+  def check(self, reference: str, row: rows_lib.Row) -> None:
+    """Raises ValueError for a reference that it cannot score."""
+    self(reference, reference, row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +51,25 @@ class Result:
     return len(self.predictions)
 
 
-def find(names: Sequence[str]) -> dict[str, Metric]:
-  """The metrics of these names, dotted ones imported. Raises ValueError."""
-  return {
-    name: named.bind(
-      {'name': name},
-      metrics_lib,
-      where='config.evaluate.metrics',
-      takes=('prediction', 'reference'),
-    )
-    for name in names
-  }
+def find(sections: Sequence[str | Mapping[str, Any]]) -> dict[str, Metric]:
+  """The metrics of config.evaluate.metrics by name, dotted ones imported.
+
+  A section may say what its scores are `called`, as two of one name must.
+  Raises ValueError, also for a library that is not installed.
+  """
+  found: dict[str, Metric] = {}
+  for section in sections:
+    own = {'name': section} if isinstance(section, str) else dict(section)
+    called = str(own.pop('called', own.get('name')))
+    bound = named.bind(own, metrics_lib, where=WHERE, takes=TAKES)
+    declare.check_installed(bound.function, WHERE)
+    if called in found:
+      raise ValueError(
+        f"{WHERE}: two are called {called!r}; add called='another name'."
+      )
+    kind = declare.of(bound.function).kind
+    found[called] = Metric(bound, kind, bound.resolved)
+  return found
 
 
 def score(
@@ -46,7 +78,7 @@ def score(
   answers: Sequence[Sequence[int]],
   decode: Callable[[Sequence[int]], str],
   stop_ids: Sequence[int],
-  metrics: dict[str, Metric],
+  metrics: Mapping[str, Metric],
   seed: int,
 ) -> Result:
   """Scores answers (token ids) to the rows against the references.
@@ -59,7 +91,7 @@ def score(
   for row, reference, ids in zip(rows, references, answers, strict=True):
     stopped = bool(ids) and ids[-1] in stop_ids
     output = decode(ids[:-1] if stopped else ids)
-    own = {name: fn(output, reference) for name, fn in metrics.items()}
+    own = {n: metric(output, reference, row) for n, metric in metrics.items()}
     own['stopped'] = float(stopped)
     for name, value in own.items():
       scores[name].append(value)

@@ -1,46 +1,28 @@
-"""Scores of one generated text against its reference, each from 0 to 1.
-
-A metric is a function `(prediction, reference) -> float`. Every reference
-scores 1 against itself, and one that a metric cannot score raises ValueError:
-so scoring the references against themselves, before anything is trained, finds
-the unfit ones. Of a prediction nothing is asked: text that is no JSON scores 0.
-"""
+"""Scores of an answer that is to be JSON."""
 
 import json
 import math
 from collections.abc import Callable
 from typing import Any
 
-
-def exact(prediction: str, reference: str) -> float:
-  """1 where the texts are equal, white space at their ends aside."""
-  return float(prediction.strip() == reference.strip())
+from tuner.data import rows
+from tuner.evals.metrics import declare
 
 
-def contains(prediction: str, reference: str) -> float:
-  """1 where the reference stands somewhere in the prediction.
-
-  White space at the reference's ends is left out. An empty reference is
-  contained in an empty prediction only.
-  """
-  wanted = reference.strip()
-  if not wanted:
-    return float(not prediction.strip())
-  return float(wanted in prediction)
-
-
-def json_valid(prediction: str, reference: str) -> float:
+@declare.metric('format')
+def json_valid(prediction: str, reference: str, row: rows.Row) -> float:
   """1 where the prediction is one JSON value (RFC 8259) and nothing else.
 
   Not valid: NaN, Infinity, a number too large for a double, text before or
   after. A key twice in an object is valid, as every common parser takes it;
   `json_equal` and `field_f1` score it 0. The reference is not looked at.
   """
-  del reference
+  del reference, row
   return float(_parsed(prediction, dict) is not _INVALID)
 
 
-def json_equal(prediction: str, reference: str) -> float:
+@declare.metric('content')
+def json_equal(prediction: str, reference: str, row: rows.Row) -> float:
   """1 where both are the same JSON value, the order of keys aside.
 
   Numbers are equal by value (1 is 1.0), and never equal to true or false.
@@ -48,10 +30,12 @@ def json_equal(prediction: str, reference: str) -> float:
   Raises:
     ValueError: the reference is not valid JSON.
   """
+  del row
   return float(_parsed(prediction) == _wanted(reference))
 
 
-def field_f1(prediction: str, reference: str) -> float:
+@declare.metric('content')
+def field_f1(prediction: str, reference: str, row: rows.Row) -> float:
   """F1 of the prediction's fields: 2 shared / (predicted + wanted).
 
   A field is a key and its whole value, as `json_equal` compares them. 0 where
@@ -60,6 +44,7 @@ def field_f1(prediction: str, reference: str) -> float:
   Raises:
     ValueError: the reference is not a valid JSON object.
   """
+  del row
   wanted = _wanted(reference)
   if not isinstance(wanted, dict):
     raise ValueError(f'the reference is no JSON object: {reference[:80]!r}')
