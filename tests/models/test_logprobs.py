@@ -105,6 +105,62 @@ def test_unwanted_tokens_of_a_wanted_chunk_give_no_nan():
   assert np.isfinite(d_x).all()
 
 
+@pytest.mark.parametrize('masked', ['none', 'some', 'all'])
+@pytest.mark.parametrize('chunk', [4, 128])
+def test_predictions_are_the_logprobs_and_their_argmax(masked, chunk):
+  """Of equal logits the first counts; False where nothing is wanted."""
+  x, params, tokens, wanted = make(masked)
+  params[:, 7] = params[:, 3]
+  head = functools.partial(decoder.head_logits, tied=False)
+  top = np.asarray(head(params, x).argmax(-1))
+  tokens[:, ::2] = top[:, ::2]
+  tokens[top == 3] = 7
+  fn = functools.partial(logprobs.predictions, head, chunk=chunk)
+  found, is_top = jax.jit(fn)(params, x, tokens, wanted)
+  expected = plain(head, params, x, tokens, wanted)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  assert is_top.dtype == bool
+  np.testing.assert_array_equal(is_top, (top == tokens) & (wanted != 0))
+
+
+@pytest.mark.parametrize('chunk', [4, 128])
+def test_any_function_walks_the_chunks(chunk):
+  """A tree of values and its gradients, by two arrays, equal those at once."""
+  x, params, _, wanted = make()
+  head = functools.partial(decoder.head_logits, tied=False)
+  other = x[..., ::-1] * 2
+
+  def one(params, x, other):
+    p, q = (jax.nn.log_softmax(head(params, a)) for a in (x, other))
+    return {'kl': (jnp.exp(p) * (p - q)).sum(-1), 'logits': p[..., :2]}
+
+  def at_once(params, x, other):
+    out = one(params, x, other)
+    kl = jnp.where(wanted != 0, out['kl'], 0)
+    return {
+      'kl': kl,
+      'logits': jnp.where(wanted[..., None] != 0, out['logits'], 0),
+    }
+
+  def walked(params, x, other):
+    fn = jax.checkpoint(functools.partial(one, params))
+    return logprobs.over_chunks(fn, wanted, x, other, chunk=chunk)
+
+  def run(fn):
+    def total(*args):
+      out = fn(*args)
+      kl = out['kl'] * jnp.arange(T)
+      return kl.sum() + jnp.sin(out['logits']).sum(), out
+
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(params, x, other)
+
+  found, expected = run(walked), run(at_once)
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
 @pytest.fixture(scope='module')
 def tiny(tiny_dir):
   return support.load_model(tiny_dir)

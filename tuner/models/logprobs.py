@@ -5,6 +5,8 @@ of each row, and a chunk in which no row has one is skipped, so that the head
 costs what the targets cost. While differentiating, the forward pass computes
 d logprob / d hidden beside the log-probability: the backward pass through a
 frozen head is then one multiplication, with no product computed again.
+
+`over_chunks` is that walk for any other function of the logits.
 """
 
 import functools
@@ -30,14 +32,60 @@ def logprobs(
   0 where `wanted_BT` is 0; rows without a wanted token cost nothing. head maps
   (params, [B, t, D]) to logits [B, t, V]; chunk is t, in tokens a row.
   """
-  order = jnp.argsort(wanted_BT == 0, axis=1, stable=True)
-  pad = -order.shape[1] % chunk
-  take = functools.partial(jnp.take_along_axis, axis=1)
-  x = jnp.pad(take(x_BTD, order[..., None]), ((0, 0), (0, pad), (0, 0)))
-  tokens = jnp.pad(take(tokens_BT, order), ((0, 0), (0, pad)))
-  wanted = jnp.pad(take(wanted_BT != 0, order), ((0, 0), (0, pad)))
-  out = _chunked(head, chunk, params, x, tokens, wanted)
-  return take(out, jnp.argsort(order, axis=1))
+  order = _wanted_first(wanted_BT)
+  given = (x_BTD, tokens_BT, wanted_BT != 0)
+  parts = (_sorted(a, order, chunk) for a in given)
+  return _unsorted(_chunked(head, chunk, params, *parts), order)
+
+
+def predictions(
+  head: Head,
+  params: Any,
+  x_BTD: jax.Array,
+  tokens_BT: jax.Array,
+  wanted_BT: jax.Array,
+  chunk: int = 128,
+) -> tuple[jax.Array, jax.Array]:
+  """`logprobs`, and whether each token is the most likely one, bool [B, T].
+
+  Of logits that are equal the first is the most likely. False where
+  `wanted_BT` is 0.
+  """
+
+  def one(x, tokens):
+    logits = head(params, x)
+    return _pick(logits, tokens), logits.argmax(-1) == tokens
+
+  return over_chunks(one, wanted_BT, x_BTD, tokens_BT, chunk=chunk)
+
+
+def over_chunks(
+  one: Callable[..., Any],
+  wanted_BT: jax.Array,
+  *arrays: jax.Array,
+  chunk: int = 128,
+) -> Any:
+  """one(*arrays), a tree of [B, T, ...], as if applied to all tokens at once.
+
+  one sees [B, chunk, ...] of each array, only where a row has a wanted token,
+  and must treat each token by itself; zeros where `wanted_BT` is 0. To be
+  differentiated, `one` should be wrapped in jax.checkpoint: what it keeps for
+  the backward pass is kept for all tokens.
+  """
+  order = _wanted_first(wanted_BT)
+
+  def only_wanted(*args):
+    *parts, wanted = args
+
+    def keep(a):
+      there = wanted.reshape(*wanted.shape, *(1,) * (a.ndim - 2))
+      return jnp.where(there, a, jnp.zeros((), a.dtype))
+
+    return jax.tree.map(keep, one(*parts))
+
+  parts = [_sorted(a, order, chunk) for a in (*arrays, wanted_BT != 0)]
+  out = _scan(only_wanted, chunk, *parts)
+  return jax.tree.map(lambda a: _unsorted(_unchunk(a), order), out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -100,15 +148,38 @@ def _slope(logits, tokens):
   return onehot - jax.nn.softmax(logits, axis=-1)
 
 
-def _scan(one, chunk, x, tokens, wanted):
-  """one() over chunks of the time axis; zeros for chunks without a target."""
+def _wanted_first(wanted_BT):
+  """Indices [B, T] that sort wanted tokens to the front of their rows."""
+  return jnp.argsort(wanted_BT == 0, axis=1, stable=True)
+
+
+def _sorted(a, order, chunk):
+  """[B, T, ...] in that order, padded to a multiple of the chunk."""
+  trailing = a.ndim - 2
+  index = order.reshape(*order.shape, *(1,) * trailing)
+  pad = ((0, 0), (0, -order.shape[1] % chunk), *((0, 0),) * trailing)
+  return jnp.pad(jnp.take_along_axis(a, index, axis=1), pad)
+
+
+def _unsorted(a, order):
+  """[B, T, ...] in its first order, without the padding."""
+  back = jnp.argsort(order, axis=1)
+  index = back.reshape(*back.shape, *(1,) * (a.ndim - 2))
+  return jnp.take_along_axis(a, index, axis=1)
+
+
+def _scan(one, chunk, *arrays):
+  """one() over chunks of the time axis; zeros for chunks without a target.
+
+  The last array says what is a target.
+  """
 
   def body(_, args):
     shapes = jax.eval_shape(one, *args)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return None, jax.lax.cond(args[2].any(), lambda: one(*args), lambda: zeros)
+    return None, jax.lax.cond(args[-1].any(), lambda: one(*args), lambda: zeros)
 
-  parts = tuple(_to_chunks(a, chunk) for a in (x, tokens, wanted))
+  parts = tuple(_to_chunks(a, chunk) for a in arrays)
   return jax.lax.scan(body, None, parts)[1]
 
 

@@ -1,6 +1,8 @@
 """What an objective sees of a model: `.logprobs(batch)`, `.logits(batch)`."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,15 @@ class Policy:
     """
     return self._logprobs(self.hidden(batch), batch)
 
+  def predictions(
+    self, batch: dict[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    """(`logprobs`, whether the token is the most likely one there).
+
+    False where batch['mask'] is 0, and for the first token of a row.
+    """
+    return self._next_tokens(logprobs.predictions, self.hidden(batch), batch)
+
   def routed_logprobs(
     self, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -59,8 +70,12 @@ class Policy:
     return self._logprobs(x_BTD, batch), moe.balance(routing)
 
   def _logprobs(self, x_BTD, batch):
+    return self._next_tokens(logprobs.logprobs, x_BTD, batch)
+
+  def _next_tokens(self, fn: Callable[..., Any], x_BTD, batch):
+    """fn of each token and the hidden state before it, shaped as tokens."""
     tokens_BT, mask_BT = _rows(batch['tokens']), _rows(batch['mask'])
-    out = logprobs.logprobs(
+    out = fn(
       self.model.head_function(),
       self.model.head_weight(),
       x_BTD[:, :-1],
@@ -68,7 +83,9 @@ class Policy:
       mask_BT[:, 1:],
       self.chunk,
     )
-    return jnp.pad(out, ((0, 0), (1, 0))).reshape(batch['tokens'].shape)
+    shape = batch['tokens'].shape
+    pad = lambda a: jnp.pad(a, ((0, 0), (1, 0))).reshape(shape)
+    return jax.tree.map(pad, out)
 
   def logits(self, batch: dict[str, jax.Array]) -> jax.Array:
     """float32 [..., T, V]: the prediction after each token. Large."""
