@@ -463,3 +463,25 @@ def test_what_was_read_of_a_broken_file_is_left(config, tokenizer, tmp_path):
   ((where, text),) = data.faults.found
   assert where == str(bomb) and 'grows to more than 200 times' in text
   assert len(data.rows) == 9
+
+
+def test_a_carried_column_that_no_row_has_is_a_fault(
+  config, tokenizer, tmp_path
+):
+  """By name, with the nearest; one that only the test file has is enough."""
+  train = write(tmp_path / 'train.jsonl', pairs('train', 9))
+  test = tmp_path / 'test.jsonl'
+  row = {'input': 'a', 'output': 'b', 'answers': ['b'], 'note': 1}
+  test.write_text(json.dumps(row))
+  own = config(path=train, test=str(test), carry=('answers',))
+  data = load(own, tokenizer)
+  assert not data.faults.found
+  assert data.split.test[0].carried == {'answers': ['b']}
+  own = config(path=train, test=str(test), carry=('answer', 'note'))
+  assert load(own, tokenizer).faults.found == [
+    (
+      'config.data.carry',
+      "no row has a column 'answer'; did you mean 'answers'? Columns that are "
+      'not trained on: answers, note',
+    )
+  ]

@@ -115,6 +115,7 @@ def read(
     rows = table.read_all([*training, *held_out], cache_dir() / 'rows')
   faults.found += rows.faults.found
   rows = rows.take(rows.of_whole_files())
+  _check_carry(data.carry, rows, faults)
   part_of, places = rows.part_of, rows.column('place')
   sides = np.zeros(len(rows), np.int8)
   for i, (name, source) in enumerate(data.named_sources().items()):
@@ -128,6 +129,25 @@ def read(
   for i, spec in enumerate(held_out, len(training)):
     sides[part_of == i] = getattr(split_lib, spec.name.upper())
   return rows, sides
+
+
+def _check_carry(names, rows, faults) -> None:
+  """Adds a fault for each column of config.data.carry that no row has."""
+  _, first = np.unique(rows.part_of, return_index=True)
+  missing, others = set(names), set[str]()
+  for i in itertools.chain(first.tolist(), range(len(rows))):
+    if not missing:
+      return
+    row = rows[i]
+    missing.difference_update(row.carried)
+    others.update(row.carried, row.extra)
+  for name in sorted(missing):
+    hint = named.nearest(name, sorted(others)) or '.'
+    faults.add(
+      'config.data.carry',
+      f'no row has a column {name!r}{hint} Columns that are not trained on: '
+      f'{", ".join(sorted(others)) or "none"}',
+    )
 
 
 def stream_spec(data: sections.Data) -> table.Spec:
@@ -200,7 +220,9 @@ def _spec(data, own, name, paths) -> table.Spec:
   columns = tuple(
     sorted(named.pairs(own.columns, 'config.data.columns').items())
   )
-  return table.Spec(paths, own.system, own.form, columns, data.ignore, name)
+  return table.Spec(
+    paths, own.system, own.form, columns, data.ignore, name, data.carry
+  )
 
 
 def trained_text(config: sections.Config) -> str:

@@ -499,3 +499,18 @@ def test_a_reader_is_made_anew_from_what_made_it():
     'prompt',
     (user('a'), bot('b')),
   )
+
+
+def test_some_columns_are_carried_by_name():
+  """Read by the form or not, called as in the file; the rest is extra."""
+  record = {'text': 'a', 'completion': 'b', 'answers': ['b', 'c'], 'id': 7}
+  columns = {'prompt': 'text'}
+  row = read_one(record, columns=columns, keep=('answers', 'text', 'none'))
+  assert row.carried == {'answers': ['b', 'c'], 'text': 'a'}
+  assert row.extra == ('id',)
+  row = read_one(record, columns=columns, keep=())
+  assert row == read_one(record, columns=columns)
+  with pytest.raises(rows.Refused, match=r'^answers\[0\]: .*surrog'):
+    read_one(
+      {**record, 'answers': ['\ud800']}, keep=('answers',), columns=columns
+    )

@@ -259,3 +259,23 @@ def test_the_same_rows_have_the_same_digest(tmp_path):
   other = table.read(make_file(tmp_path / 'c.jsonl', 'xyw'))
   assert one.digest == two.digest != other.digest
   assert store.from_rows(list(one)).digest == one.digest
+
+
+def test_carried_columns_are_kept_under_a_key_of_their_own(tmp_path):
+  """What is read without them stays cached, and is as it was."""
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"prompt": "a", "completion": "b", "answers": ["b"]}\n')
+  old(path)
+  cache = tmp_path / 'cache'
+  plain, carrying = (
+    table.Spec((str(path),)),
+    table.Spec((str(path),), carry=('answers',)),
+  )
+  for spec, carried, extra in [
+    (plain, {}, {'answers': 1}),
+    (carrying, {'answers': ['b']}, {}),
+  ] * 2:
+    found = table.read_all([spec], cache)
+    assert found[0].carried == carried and found.extra == extra
+  assert len(list(cache.iterdir())) == 2
+  assert next(table.walk(carrying)).carried == {'answers': ['b']}

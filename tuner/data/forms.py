@@ -65,13 +65,16 @@ def reader(form=None, columns=None, keep=False):
   form: one of FORMS, instead of recognising it. columns: our name -> that of
   the file, {'prompt': 'text'}. keep: columns that are not read go into
   `Row.carried`, and so do whole lists of which a key was not read, under
-  'source_<name>'. Raises ValueError; read() raises Refused.
+  'source_<name>'; or the names of the file's columns that go there, read or
+  not, which then are no `extra`. Raises ValueError; read() raises Refused.
   """
   _check_arguments(form, columns)
+  wanted = () if isinstance(keep, bool) else tuple(keep)
   names = dict(columns or {})
   plans: dict[tuple, Plan] = {}
 
   def read(record, where):
+    carried = {name: record[name] for name in wanted if name in record}
     if names:
       record = _renamed(record, names)
     key = tuple(record)
@@ -88,8 +91,13 @@ def reader(form=None, columns=None, keep=False):
     extra = plan.extra
     if inner:
       extra = tuple(sorted({*extra, *inner}))
-    if keep:
-      fields['carried'] = _carried(record, plan.extra, inner)
+    if keep is True:
+      carried = _carried(record, plan.extra, inner)
+    elif carried:
+      for name, value in carried.items():
+        records.check_writable(value, name)
+      extra = tuple(name for name in extra if name not in carried)
+    fields['carried'] = carried
     return rows_lib.Row(where=where, extra=extra, **fields), plan.form
 
   return read

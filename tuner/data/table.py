@@ -33,6 +33,7 @@ class Spec:
   columns: tuple[tuple[str, str], ...] = ()
   ignore: str | None = None  # see split.position
   name: str = ''
+  carry: tuple[str, ...] = ()  # columns of the files that go into Row.carried
 
 
 def read(paths, system=None, form=None, columns=None):
@@ -59,8 +60,10 @@ def read_all(specs, cache_dir=None, workers=None):
     versions = [_version(path) for path in paths]
     # What is not a file, or cannot be read, is not kept: items() says why.
     place = cache_dir if all(versions) else None
+    own = (spec.system, spec.form, spec.columns, spec.ignore)
+    # Tables from before there was carry stay known.
     key = cache.key(
-      VERSION, versions, spec.system, spec.form, spec.columns, spec.ignore
+      VERSION, versions, *own, *([spec.carry] if spec.carry else [])
     )
     fill = functools.partial(_fill, spec, paths, workers)
     found = dict(cache.grown(place, key, fill))
@@ -189,7 +192,7 @@ class _Reader:
   """Records to arrays; made once a worker."""
 
   def __init__(self, spec):
-    self._read = forms.reader(spec.form, dict(spec.columns))
+    self._read = forms.reader(spec.form, dict(spec.columns), spec.carry)
     self._ignore = split_lib.compile_ignore(spec.ignore)
     self._system = (
       {'role': 'system', 'content': spec.system} if spec.system else None
