@@ -1,0 +1,94 @@
+"""Labels that were taken for one another, in HTML: a list and a heat table."""
+
+from collections.abc import Mapping
+
+from tuner.report import escape
+from tuner.report import evaluate_parts as parts_lib
+
+MOST = 120  # labels of a table
+_PAIRS = 20
+_SHADES = 4
+_LONGEST = 40  # columns of a label
+
+
+def pairs(record: Mapping) -> str:
+  """The pairs that were confused most often; how many more there are."""
+  found = parts_lib.confused(record)
+  if not found:
+    return '<p class="good">No label was taken for another.</p>'
+  items = [
+    f'<li><b>{_count(tuned)}</b><span>{_name(wanted)} '
+    f'<span class="soft">taken for</span> {_name(said)} '
+    f'<span class="soft">(base {_count(base)})</span></span></li>'
+    for wanted, said, base, tuned in found[:_PAIRS]
+  ]
+  if (more := len(found) - _PAIRS) > 0:
+    items.append(f'<li class="soft">{more:,} more pairs in the tables</li>')
+  return f'<div class="box"><ol class="pairs">{"".join(items)}</ol></div>'
+
+
+def _count(n):
+  return parts_lib.NAN if n is None else f'{n:,}'
+
+
+def matrices(table: Mapping) -> str:
+  """Rows are wanted labels, columns what was said; tuned's first, then base's.
+
+  Of more than `MOST` labels those with most mistakes; how many is said.
+  """
+  labels = [str(label) for label in table['labels']]
+  found = []
+  for name in ('tuned', 'base'):
+    if counts := table.get(name):
+      kept = _worst(counts)
+      of = f'the {len(kept):,} with most mistakes of ' * (
+        len(kept) < len(labels)
+      )
+      is_open = ' open' if name == 'tuned' else ''
+      found.append(
+        f'<details{is_open}><summary>{name}: {of}{len(labels):,} labels; rows '
+        'are wanted, columns said</summary>'
+        f'<div class="box heat">{_matrix(labels, counts, kept)}</div></details>'
+      )
+  return '\n'.join(found)
+
+
+def _worst(counts):
+  """Places of the labels that are shown, in their order."""
+  if len(counts) <= MOST:
+    return range(len(counts))
+  rows = [sum(row) - row[i] for i, row in enumerate(counts)]
+  columns = [sum(column) for column in zip(*counts, strict=True)]
+  mistakes = [
+    row + column - counts[i][i]
+    for i, (row, column) in enumerate(zip(rows, columns, strict=True))
+  ]
+  return sorted(sorted(range(len(counts)), key=lambda i: -mistakes[i])[:MOST])
+
+
+def _matrix(labels, counts, kept):
+  heads = ''.join(f'<th><span>{_name(labels[j])}</span></th>' for j in kept)
+  top = max((counts[i][j] for i in kept for j in kept), default=0)
+  rows = []
+  for i in kept:
+    cells = ''.join(
+      _cell(labels, i, j, n, top) if (n := counts[i][j]) else '<td></td>'
+      for j in kept
+    )
+    rows.append(f'<tr><th>{_name(labels[i])}</th>{cells}</tr>\n')
+  return (
+    f'<table><thead><tr><th></th>{heads}</tr></thead>'
+    f'<tbody>{"".join(rows)}</tbody></table>'
+  )
+
+
+def _cell(labels, i, j, n, top):
+  """Shades by the root of the count, so that a single mistake can be seen."""
+  shade = max(1, round(_SHADES * (n / top) ** 0.5))
+  tip = escape.html(f'wanted {labels[i]}, said {labels[j]}: {n:,}')
+  side = 'r' if i == j else 'w'
+  return f'<td class="{side}{shade}" title="{tip}">{n:,}</td>'
+
+
+def _name(label):
+  return escape.html(escape.cut(escape.visible(label), _LONGEST))
