@@ -8,15 +8,20 @@ bfcl-eval (Apache-2.0), as messages with tools.
 The benchmark accepts several values for an argument; the answer here takes the
 first, and leaves out arguments whose first is "", which stands for omitted.
 Types of parameters are spelled as JSON Schema spells them ('dict' is 'object').
-To an irrelevance question no function fits, and the answer says so. Split by
-function name, not by row: `ignore` of a config cannot do that, so use a file
-for `test` where it matters.
+To an irrelevance question no function fits, and the answer says so.
+
+Beside it stand bfcl.train.jsonl, bfcl.dev.jsonl and bfcl.test.jsonl: the 400
+questions of simple_python, split by the name of their function (its letters
+after the last dot), so that no function asked for in one file is asked for in
+another.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
+import re
 import sys
 import zipfile
 
@@ -27,6 +32,7 @@ WHEEL = fetch.Archive(
   'bfcl_eval-2026.3.23-py3-none-any.whl',
   '3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a',
 )
+SIDES = {'test': 0.25, 'dev': 0.10, 'train': 0.65}  # of the functions
 PARTS = ('simple_python', 'live_simple', 'irrelevance')
 NO_CALL = 'None of the functions can answer this.'
 TYPES = {
@@ -47,9 +53,11 @@ def main(argv=None):
     cache.mkdir(parents=True, exist_ok=True)
     with fetch.locked(cache):
       fetch.ensure(cache, product)
+      counts = write_split(cache / product.name)
   except (ValueError, RuntimeError, OSError) as e:
     sys.exit(f'fetch_bfcl: {e}')
   print(f'data   {cache / product.name}')
+  print(f'split  {cache}/bfcl.SIDE.jsonl: {counts}')
 
 
 def make_rows(wheel, out):
@@ -68,6 +76,31 @@ def make_rows(wheel, out):
         file.write(json.dumps(row, ensure_ascii=False) + '\n')
         counts[part] += 1
   return ', '.join(f'{n} {part}' for part, n in counts.items())
+
+
+def write_split(path):
+  """Writes the simple_python rows of `path` beside it, a file for each side."""
+  lines = {side: [] for side in SIDES}
+  for line in path.read_text(encoding='utf-8').split('\n')[:-1]:
+    row = json.loads(line)
+    if row['id'].startswith('simple_python_'):
+      lines[side(row['tools'][0]['function']['name'])].append(line + '\n')
+  for name, chosen in lines.items():
+    part = path.with_name(f'bfcl.{name}.jsonl.part')
+    part.write_text(''.join(chosen), encoding='utf-8')
+    part.rename(path.with_name(f'bfcl.{name}.jsonl'))
+  return ', '.join(f'{len(chosen)} {name}' for name, chosen in lines.items())
+
+
+def side(function):
+  """The side of a function's questions, by a hash of its name's letters."""
+  letters = re.sub('[^a-z]', '', function.rpartition('.')[2].lower())
+  place = int.from_bytes(hashlib.sha256(letters.encode()).digest()[:4]) / 2**32
+  for name, fraction in SIDES.items():
+    if place < fraction:
+      return name
+    place -= fraction
+  return name
 
 
 def read_lines(archive, name):
