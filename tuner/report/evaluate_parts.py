@@ -41,31 +41,6 @@ MISSING = {
   'checkpoints': 'no checkpoints were measured on the way: '
   'config.evaluate.every above 0',
   'alphas': 'weights between base and tuned were not measured',
-  'samples': [{'prompt', 'reference', 'base', 'tuned'}],
-  'confusion': {'labels': [name], 'base', 'tuned': [[how many rows of wanted
-    label i were answered with label j]]},
-}
-
-Nothing in it is escaped, nor in what is returned here; the pages do that.
-"""
-
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-KINDS = ('content', 'format', 'likelihood')
-NAN = '–'
-# What would measure a part that is not there.
-MISSING = {
-  'base': 'the base was not measured: config.evaluate.base=True',
-  'comparison': 'base and tuned were not compared: config.evaluate.base=True',
-  'retention': 'general ability was not measured: config.retention.share above '
-  '0, and the texts that scripts/fetch_retention.py writes',
-  'checkpoints': 'no checkpoints were measured on the way: '
-  'config.evaluate.every above 0',
-  'alphas': 'weights between base and tuned were not measured',
-  'confusion': 'no table of labels: no metric of labels is in '
-  'config.evaluate.metrics',
   'samples': 'no samples: no answers were generated',
   'flips': 'rows that flipped are not known: they need base and tuned',
 }

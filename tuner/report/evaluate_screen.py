@@ -1,4 +1,4 @@
-"""Lines of a terminal: headings, tables, texts with their differences marked."""
+"""Lines of a terminal: headings, tables, texts whose differences are marked."""
 
 import re
 
