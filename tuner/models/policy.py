@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tuner.models import decoder, logprobs, moe
+from tuner.models import decoder, divergence, logprobs, moe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,24 @@ class Policy:
     if not routing:
       raise ValueError('config.objective.balance: this model has no experts.')
     return self._logprobs(x_BTD, batch), moe.balance(routing)
+
+  def compared_logprobs(
+    self, reference: 'Policy', batch: dict[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(`logprobs`, KL(self || reference) in nats, `moe.balance`).
+
+    The divergence is of the predictions before each token, shaped as tokens, 0
+    where batch['mask'] is 0; it is differentiable through this policy alone.
+    {} for a model without experts.
+    """
+    x_BTD, routing = self._run(batch)
+    own = divergence.Side.of(self, x_BTD[:, :-1])
+    other = divergence.Side.of(reference, reference.hidden(batch)[:, :-1])
+    wanted_BT = _rows(batch['mask'])[:, 1:]
+    kl_BT = divergence.kl(own, other, wanted_BT, self.chunk)
+    kl_BT = jnp.pad(kl_BT, ((0, 0), (1, 0))).reshape(batch['tokens'].shape)
+    balance = moe.balance(routing) if routing else {}
+    return self._logprobs(x_BTD, batch), kl_BT, balance
 
   def _logprobs(self, x_BTD, batch):
     return self._next_tokens(logprobs.logprobs, x_BTD, batch)
