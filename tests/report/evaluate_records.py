@@ -1,6 +1,7 @@
 """Records as `evaluate` writes them, made by script: JSON rows, and labels."""
 
 import json
+import pathlib
 import random
 
 from tuner.evals import stats
@@ -193,3 +194,49 @@ _PLACES = ('card', 'cash', 'top_up', 'transfer', 'exchange', 'pin', 'refund',
            'fee', 'account', 'payment', 'identity')  # fmt: skip
 _THINGS = ('arrival', 'not_working', 'delivery_estimate', 'pending', 'declined',
            'not_showing_up_in_statement', 'reverted')  # fmt: skip
+
+
+def spread(made, text):
+  """The record and the predictions with `text` where data and models speak."""
+  record, base, tuned = made
+  keys = ('won', 'lost')
+  own = record | {
+    'base': text, 'split': text, 'config': text, 'digest': text,
+    'samples': [dict.fromkeys(sample, text) for sample in record['samples']],
+    'metric': text + 'json_equal',
+  }  # fmt: skip
+  own['systems'] = {
+    name: {text + key: m for key, m in system.items()}
+    for name, system in record['systems'].items()
+  }
+  comparison = record['comparison']
+  own['comparison'] = {
+    'metrics': {text + k: each for k, each in comparison['metrics'].items()},
+    'flips': {
+      text + name: {key: [text + row for row in flips[key]] for key in keys}
+      for name, flips in comparison['flips'].items()
+    },
+  }
+  own['checkpoints'] = [
+    point | {'metric': text} for point in record['checkpoints']
+  ]
+  if record['confusion']:
+    labels = [f'{text}{i}' for i in range(len(record['confusion']['labels']))]
+    own['confusion'] = record['confusion'] | {'labels': labels}
+  sides = [
+    [
+      p | {
+        'id': text + p['id'], 'reference': text, 'output': f'{text} {i}',
+        'prompt': [{'role': text, 'content': text, 'name': text}],
+      }
+      for p in side
+    ]
+    for i, side in enumerate((base, tuned))
+  ]  # fmt: skip
+  return own, *sides
+
+
+def check_golden(name, text):
+  path = pathlib.Path(__file__).parent / name
+  message = f'if the new text is right, write it to {path}:\n{text}'
+  assert text == path.read_text(encoding='utf-8'), message

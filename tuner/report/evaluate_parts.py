@@ -127,7 +127,8 @@ def verdict(record: Mapping) -> tuple[str, str]:
 
 def _score(row):
   found = row.tuned or row.base or {}
-  return f'{row.name} {plain(found)} on {count(row.n)}; no base to compare with'
+  said = f'{row.name} {plain(found)} on {count(row.n)}'
+  return f'{said}; not compared with a base'
 
 
 def _gain(row):

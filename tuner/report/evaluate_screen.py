@@ -61,14 +61,18 @@ class Screen:
   def table(self, head, rows):
     """Names to the left, numbers to the right: rows of (name, style, *cells).
 
-    A name that is too long stands above its numbers. A row of a name alone is
-    the title of those below it.
+    A name that is too long stands above its numbers, and numbers that are too
+    wide stand below one another. A row of a name alone is the title of those
+    below it.
     """
     cells = [head, *(row[2:] for row in rows)]
     widths = [
       max(escape.columns(c[i]) for c in cells if c) for i in range(len(head))
     ]
     room = self.columns - sum(widths) - 2 * len(widths)
+    if room < 0:
+      self._stacked(head, rows)
+      return
     names = [escape.visible(row[0]) for row in rows]
     fitting = [escape.columns(name) for name in names]
     width = max((n for n in fitting if n <= room), default=0)
@@ -82,6 +86,14 @@ class Screen:
         self.lines += ['  ' + piece for piece in pieces]
         name = ''
       self.lines.append(self._row(name, width, own, widths, style))
+
+  def _stacked(self, head, rows):
+    for name, style, *cells in rows:
+      self.words(name, style=None if cells else 'dim')
+      for title, cell in zip(head, cells, strict=False):
+        lines = _wrap(f'{title} {cell}'.strip(), self.columns - 4)
+        self.lines += ['    ' + self.paint(style, line) for line in lines]
+        style = None
 
   def _row(self, name, width, cells, widths, style=None):
     line = name + ' ' * (width - escape.columns(name))

@@ -174,8 +174,8 @@ def _row(show, row):
     if names
   ]
   show.lines.append('')
-  style = 'bad' if row.lost else 'good'
-  show.words(f'{row.where}: {"; ".join(said)}', style=style)
+  mark, style = ('✗', 'bad') if row.lost else ('✓', 'good')
+  show.words(f'{mark} {row.where}: {"; ".join(said)}', style=style)
   known = row.tuned or row.base
   if known is None:
     show.words('its prediction is not among those given', style='dim')
