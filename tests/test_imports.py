@@ -43,6 +43,7 @@ MAY_NOT_IMPORT = {
 DISTRIBUTIONS = {  # whose name is not their module's
   'absl': 'absl-py',
   'huggingface_hub': 'huggingface-hub',
+  'lm_eval': 'lm-eval',
   'ml_collections': 'ml-collections',
   'orbax': 'orbax-checkpoint',
 }

@@ -132,7 +132,7 @@ def test_no_pairs_are_no_likelihoods(runner):
     (
       ([5] * 5, [6] * 8),
       {'limit': 7, 'too_long': 'truncate_context'},
-      'cuts no continuation',
+      'leaves all of a continuation',
     ),
     (([5], [6]), {'too_long': 'drop'}, "too_long is 'drop'"),
     (([5], [6]), {'limit': 257}, 'limit is 257 tokens; wanted: 1 to the 256'),

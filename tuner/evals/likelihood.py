@@ -118,7 +118,8 @@ def _fit(i, context, continuation, limit, too_long) -> _Fitted:
     raise ValueError(
       f'pair {i}: a context of {len(context)} and a continuation of '
       f'{len(continuation)} tokens; the model looks at {limit} at most; '
-      "wanted: fewer, or too_long='truncate_context', which cuts no continuation"
+      "wanted: fewer, or too_long='truncate_context', which leaves all of a "
+      'continuation'
     )
   return _Fitted(ids[cut:], len(continuation), cut)
 
