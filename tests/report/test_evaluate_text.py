@@ -212,6 +212,41 @@ def test_what_was_not_measured_is_said_with_how_to_get_it(made):
   )
 
 
+def test_the_base_alone(made):
+  record, base, _ = made
+  record |= dict.fromkeys(PARTS) | {'step': 0}
+  record['systems']['tuned'] = None
+  text = ' '.join(plain((record, base, None)).split())
+  assert 'on 40 rows, the base alone scores' in text
+  assert evaluate_parts.MISSING['tuned'] in text
+  assert 'row by row' not in text
+
+
+def test_scores_without_answers_stand_side_by_side(made):
+  record = made[0] | {'comparison': None, 'metric': 'nats_per_token'}
+  assert evaluate_parts.verdict(record) == (
+    'look',
+    'nats_per_token 0.214 [0.193, 0.236] on 40 rows, the base 1.913 [1.722, '
+    '2.105]; general text +0.021 [+0.017, +0.025] nats a token',
+  )
+  assert 'were not compared row by row' in plain((record, [], []))
+
+
+def test_tasks_of_the_harness_have_intervals(made):
+  record = made[0]
+  task = {'value': 0.31, 'stderr': 0.01, 'n': 500}
+  record['harness'] = {
+    'base': {'arc': {'acc': task, 'f1': task | {'stderr': None}}},
+    'tuned': {'arc': {'acc': task | {'value': 'nan'}}},
+  }
+  lines = plain(made).split('\n')
+  shown = lines[lines.index('lm-eval ' + '─' * 72) :][2:4]
+  assert [re.split(' {2,}', line.strip()) for line in shown] == [
+    ['arc acc', '0.310 [0.290, 0.330]', '– [–, –]', '500'],
+    ['arc f1', '0.310', '–', '500'],
+  ]
+
+
 def test_an_empty_record_says_so():
   assert plain(({}, [], [])).startswith('nothing was measured')
 

@@ -44,6 +44,7 @@ def html(
     f'<p class="verdict {state}">{h(said)}</p></header>',
     *_scores(record),
     *_retention(record),
+    *_harness(record),
     *_curve(record),
     *_confused(record),
     '<h2>Rows that flipped</h2>',
@@ -81,9 +82,8 @@ def _missing(record, *names):
 
 def _scores(record):
   rows = parts_lib.metrics(record)
-  yield '<h2>Base and tuned</h2>' + _missing(record, 'base')
-  if (record.get('systems') or {}).get('base'):
-    yield _missing(record, 'comparison')
+  single = _missing(record, 'base', 'tuned')
+  yield '<h2>Base and tuned</h2>' + (single or _missing(record, 'comparison'))
   head = ('', 'base', 'tuned', 'tuned − base', 'p', 'won', 'tied', 'lost', 'n')
   body, last = [], None
   for row in rows:
@@ -153,16 +153,23 @@ def _retention(record):
   if said := _missing(record, 'retention'):
     yield said
   else:
-    yield _table(
-      ('', 'base', 'tuned', 'n'),
-      [
-        _row(row.name, [_cell(row.base), _cell(row.tuned), _count(row.n)])
-        for row in parts_lib.retention(record)
-      ],
-    )
+    yield _systems(parts_lib.retention(record))
   if reads := parts_lib.reads(record):
     state, said = reads
     yield f'<p class="legend {state}">{escape.html(said)}.</p>'
+
+
+def _harness(record):
+  if rows := parts_lib.harness(record):
+    yield '<h2>Tasks of lm-eval</h2>' + _systems(rows)
+
+
+def _systems(rows):
+  body = [
+    _row(row.name, [_cell(row.base), _cell(row.tuned), _count(row.n)])
+    for row in rows
+  ]
+  return _table(('', 'base', 'tuned', 'n'), body)
 
 
 def _curve(record):
@@ -198,7 +205,7 @@ def _curve(record):
 
 
 def _drawn(points, alphas):
-  said = ['● checkpoints, by step'] if points else []
+  said = ['● checkpoints by step, on the dev split'] if points else []
   standings = [parts_lib.standing(point) for point in points]
   if 'chosen' in standings:
     said.append('ringed: chosen')

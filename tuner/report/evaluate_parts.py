@@ -9,15 +9,16 @@ record = {
   'reads': how often the split was read, and any other fact, as 'config',
   'metric': the first to be asked for; else that of the checkpoints, or the
             first of content,
-  'systems': {'base': metrics | None, 'tuned': metrics}, where metrics are
+  'systems': {'base', 'tuned': metrics | None}, where metrics are
     {name: {'value', 'low', 'high', 'n', 'kind': one of KINDS}},
   'comparison': {'metrics': {name: {'difference', 'low', 'high', 'p', 'wins',
     'ties', 'losses'}}, 'flips': {name: {'won': [row id], 'lost': [row id]}}},
   'retention': {'base': metrics, 'tuned': metrics},
   'checkpoints': [{'step', 'metric', 'value', 'low', 'high', 'nats_increase',
-    'chosen', 'allowed'}], step 0 being the base,
+    'chosen', 'allowed'}] on the dev split, step 0 being the base,
   'max_nats_increase': the bound of 'allowed',
   'alphas': [{'alpha', 'value', 'low', 'high', 'nats_increase'}],
+  'harness': {'base', 'tuned': {task: {metric: {'value', 'stderr', 'n'}}}},
   'samples': [{'prompt', 'reference', 'base', 'tuned'}],
   'confusion': {'labels': [name], 'base', 'tuned': [[how many rows of wanted
     label i were answered with label j]]},
@@ -35,14 +36,18 @@ NAN = '–'
 # What would measure a part that is not there.
 MISSING = {
   'base': 'the base was not measured: config.evaluate.base=True',
-  'comparison': 'base and tuned were not compared: config.evaluate.base=True',
+  'tuned': 'no tuned model was measured: train, or evaluate --step=N',
+  'comparison': 'base and tuned were not compared row by row: no answers were '
+  'generated; config.evaluate.metrics',
   'retention': 'general ability was not measured: config.retention.share above '
   '0, and the texts that scripts/fetch_retention.py writes',
   'checkpoints': 'no checkpoints were measured on the way: '
   'config.evaluate.every above 0',
-  'alphas': 'weights between base and tuned were not measured',
-  'samples': 'no samples: no answers were generated',
-  'flips': 'rows that flipped are not known: they need base and tuned',
+  'alphas': 'weights between base and tuned were not measured: evaluate '
+  '--alphas=0.25,0.5,0.75',
+  'samples': 'no samples: no answers were generated; config.evaluate.metrics',
+  'flips': 'rows that flipped are not known: that takes answers of base and '
+  'tuned',
 }
 _SMALLER_IS_BETTER = (
   'nats_per_token', 'general_nats', 'nats_increase', 'kl_nats', 'refusals',
@@ -76,6 +81,28 @@ def retention(record: Mapping) -> list[Row]:
   """The metrics of general ability, before and after."""
   found = record.get('retention') or {}
   return _rows(found.get('base'), found.get('tuned'), {})
+
+
+def harness(record: Mapping) -> list[Row]:
+  """The tasks of lm-eval; intervals are 1.96 of its standard errors."""
+  found = record.get('harness') or {}
+  return _rows(_tasks(found.get('base')), _tasks(found.get('tuned')), {})
+
+
+def _tasks(found):
+  return {
+    f'{task} {name}': {**metric, **_ends(metric)}
+    for task, metrics in (found or {}).items()
+    for name, metric in metrics.items()
+  }
+
+
+def _ends(metric):
+  value, error = metric['value'], metric.get('stderr')
+  if error is None:
+    return {}
+  half = 1.96 * float(error)
+  return {'low': float(value) - half, 'high': float(value) + half}
 
 
 def _rows(base, tuned, differences) -> list[Row]:
@@ -117,6 +144,8 @@ def verdict(record: Mapping) -> tuple[str, str]:
   said, state = _score(row), 'look'
   if row.difference:
     said, state = _gain(row), side(row.name, row.difference)
+  if row.tuned is None:
+    return state, said
   after = (record.get('retention') or {}).get('tuned') or {}
   if increase := after.get('nats_increase'):
     said += f'; general text {signed(increase)} nats a token'
@@ -126,9 +155,13 @@ def verdict(record: Mapping) -> tuple[str, str]:
 
 
 def _score(row):
-  found = row.tuned or row.base or {}
-  said = f'{row.name} {plain(found)} on {count(row.n)}'
-  return f'{said}; not compared with a base'
+  """Where there is no difference: of what there is."""
+  if row.tuned is None:
+    return f'{row.name} {plain(row.base)} on {count(row.n)}, the base alone'
+  said = f'{row.name} {plain(row.tuned)} on {count(row.n)}'
+  if row.base is None:
+    return f'{said}; not compared with a base'
+  return f'{said}, the base {plain(row.base)}'
 
 
 def _gain(row):
@@ -204,19 +237,23 @@ def reads(record: Mapping) -> tuple[str, str] | None:
 
 
 def facts(record: Mapping) -> list[tuple[str, str]]:
-  """Every plain value of the record, by name."""
-  return [
-    (key, f'{value:,}' if type(value) is int else str(value))
-    for key, value in record.items()
-    if isinstance(value, str | int | float)
-  ]
+  """Every plain value of the record and of its records of such, by name."""
+  found = []
+  for key, value in record.items():
+    inner = value.items() if isinstance(value, Mapping) else [('', value)]
+    found += [
+      (f'{key} {name}'.rstrip(), f'{own:,}' if type(own) is int else str(own))
+      for name, own in inner
+      if isinstance(own, str | int | float)
+    ]
+  return found
 
 
 def missing(record: Mapping, name: str) -> str | None:
   """What is said of a part that is not there; None where it is."""
   found = record.get(name)
-  if name == 'base':
-    found = (record.get('systems') or {}).get('base')
+  if name in ('base', 'tuned'):
+    found = (record.get('systems') or {}).get(name)
   if name == 'flips':
     found = part(record, 'comparison', 'flips')
   return None if found else MISSING[name]

@@ -28,6 +28,9 @@ def lines(
   show.words(said, style=state)
   _scores(show, record)
   _retention(show, record)
+  if tasks := parts_lib.harness(record):
+    show.heading('lm-eval')
+    _systems(show, tasks)
   _curve(show, record)
   _confused(show, record)
   _flips(show, record, predictions_base or (), predictions_tuned or ())
@@ -41,11 +44,11 @@ def lines(
 def _scores(show, record):
   rows = parts_lib.metrics(record)
   show.heading('scores')
-  has_base = not show.missing(record, 'base')
+  is_single = show.missing(record, 'base', 'tuned')
   if not rows:
     return
   _systems(show, rows)
-  if not has_base or show.missing(record, 'comparison'):
+  if is_single or show.missing(record, 'comparison'):
     return
   show.lines.append('')
   table: list[tuple] = []
