@@ -75,9 +75,7 @@ def test_a_config_is_short_and_says_how_to_run_it(path):
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_a_config_assembles_and_takes_one_step(
-  path, tiny_dir, rows, tmp_path
-):
+def test_a_config_assembles_and_takes_one_step(path, tiny_dir, rows, tmp_path):
   experiment = experiment_lib.prepare(shrunk(load(path), tiny_dir, rows))
   with jax.set_mesh(experiment.mesh):
     commands.suites_of(experiment, tmp_path)

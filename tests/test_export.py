@@ -418,7 +418,7 @@ def test_a_damaged_step_is_passed_over_or_refused(
   )
   file.write_bytes(file.read_bytes()[:-1])
   text = message(run, 'adapter', workdir=damaged, step=4)
-  assert text.startswith('step 4 cannot be exported: checkpoints/4/')
+  assert text.startswith('step 4 cannot be read: checkpoints/4/')
   run('adapter', workdir=damaged, is_verified=False)
   assert 'step 4 passed over: checkpoints/4/' in capsys.readouterr().err
   assert b'step 2 of 4' in (tmp_path / 'out/adapter/README.md').read_bytes()

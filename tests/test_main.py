@@ -68,8 +68,7 @@ def drop(section, key=None):
 
 GET_CONFIG = (
   'get_config(model, data, batch, train, adapt, optimizer, schedule, '
-  'objective=None, seed: int = 0, evaluate=None, checkpoint=None, '
-  'export=None, mesh=None, log=None)'
+  'objective, seed, evaluate, retention, select, checkpoint, export, mesh, log)'
 )
 BATCH = (
   'Batch(rows: int, tokens: int, accumulate: int = 1, '
@@ -395,6 +394,8 @@ def test_every_section_can_be_named_on_the_command_line():
       for name in (
         'objective',
         'evaluate',
+        'retention',
+        'select',
         'checkpoint',
         'export',
         'mesh',
@@ -461,7 +462,8 @@ Did you mean "schedule" instead of "schedul"?
     (
       ['trian'],
       1,
-      "\nunknown command 'trian'; there is train, check, convert, export\n",
+      "\nunknown command 'trian'; there is train, evaluate, check, convert, "
+      'export\n',
     ),
   ],
 )

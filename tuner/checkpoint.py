@@ -30,9 +30,10 @@ class Checkpoints:
   facts: nested dict of JSON values that the numbers depend on (seed, batch,
   data hash, ...). It is stored with every step and compared at `restore`;
   allow_change names the dotted keys (or sections) that may differ.
-  keep_last newest steps and keep_best by score (lower is better) are kept.
-  Leaving the `with` block waits for the save in flight and commits it, and
-  raises when that fails, so that the exit code tells.
+  keep_last newest steps and keep_best by score (lower is better) are kept,
+  and what the last save named as chosen. Leaving the `with` block waits for the
+  save in flight and commits it, and raises when that fails, so that the exit
+  code tells.
 
   With several processes each of them makes every call; the first one alone
   writes records and removes steps. They need a shared file system.
@@ -50,6 +51,7 @@ class Checkpoints:
     self.allow_change = tuple(allow_change)
     # The step whose state is on disk and in memory alike; None: not looked.
     self.step = None
+    self._chosen = None
     self._verified = set()
     self._thread = self._error = None
     self._folder = rundir.make_folder(self.workdir / 'checkpoints')
@@ -67,15 +69,17 @@ class Checkpoints:
       self._orbax.close()
       logging.getLogger('absl').removeFilter(_is_news)
 
-  def save(self, step, state, score=None):
+  def save(self, step, state, score=None, chosen=None):
     """Starts to write `state`, a pytree of arrays, as step `step`.
 
     Returns as soon as the arrays may be donated or changed. Waits for the
     save before, whose error it raises. A step that is already committed from
-    this very state is left alone. `score` is what keep_best ranks by.
+    this very state is left alone. `score` is what keep_best ranks by;
+    `chosen` a step that stays, however old.
     Raises RuntimeError when the disk is too full.
     """
     self.wait()
+    self._chosen = chosen
     if step == self.step:
       return
     self._check_order(step)
@@ -207,7 +211,8 @@ class Checkpoints:
     steps = [s for s in self._steps() if s <= step]
     scores = {s: score for s in steps if (score := self._score(s)) is not None}
     best = sorted(scores, key=lambda s: (scores[s], -s))[: self.keep_best]
-    for old in {*self._steps()} - {*steps[-self.keep_last :], *best}:
+    kept = {*steps[-self.keep_last :], *best, self._chosen}
+    for old in {*self._steps()} - kept:
       self._remove(old)
 
   def _score(self, step):

@@ -1,10 +1,7 @@
-"""The commands: each puts the parts together over one run directory."""
+"""The command `train`: it puts the parts together over one run directory."""
 
 import contextlib
-import json
-import math
 import pathlib
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,23 +10,22 @@ import jax
 
 from tuner import (
   basedir,
-  check,
   checkpoint,
   commits,
-  dataset,
-  examine,
+  evaluation,
   export,
-  measure,
+  ledger,
+  opening,
+  periodic,
   rundir,
-  summary,
+  select,
 )
 from tuner import experiment as experiment_lib
 from tuner import log as log_lib
 from tuner import stop as stop_lib
+from tuner import suites as suites_lib
 from tuner import train as train_lib
-from tuner.artifacts import deliver, places, prompts
-from tuner.data import split as split_lib
-from tuner.models import weights
+from tuner.artifacts import deliver, places
 
 Experiment = experiment_lib.Experiment
 
@@ -46,7 +42,7 @@ def train(
   """
   with stop_lib.Stop() as stop, rundir.lock(workdir):
     experiment = experiment_lib.prepare(config)
-    describe(experiment)
+    opening.describe(experiment)
     with jax.set_mesh(experiment.mesh):
       return _train(experiment, workdir, allow_change, stop)
 
@@ -57,7 +53,7 @@ def _train(experiment, workdir, allow_change, stop) -> int:
     workdir / 'export', own.export.formats, own, experiment.base_dir, workdir,
     '--workdir',
   )  # fmt: skip
-  dev, test = held_out(experiment)
+  suites = suites_of(experiment, workdir)
   base = experiment.load_base()
   with checkpoint.Checkpoints(
     workdir, facts, own.checkpoint.keep_last, own.checkpoint.keep_best,
@@ -69,97 +65,116 @@ def _train(experiment, workdir, allow_change, stop) -> int:
         basedir.check_run(workdir, experiment.base_dir, own.model.path)
       then = checkpoints.record(resumed)['facts']
       commits.compare_facts(then, checkpoints.facts, allow_change)
-    _write_json(workdir / 'config.json', experiment.resolved)
-    _write_json(workdir / 'run.json', _run_record(experiment, facts))
-    _write_check(experiment, workdir)
-    _write_prompts(experiment, workdir)
+    opening.write(experiment, workdir)
     if not stop.requested:
-      _measure_base(experiment, base, test, workdir)
+      _measure_base(suites, base)
     frozen, state = experiment.start(base)
     del base
     if resumed is not None:
       like = jax.tree.map(_described, state)
       state = checkpoints.restore(resumed, like)
+    watched = periodic.Periodic(experiment, suites, workdir, int(state.step))
     state = fit(
-      experiment, frozen, state, dev, workdir, checkpoints, resumed, stop
+      experiment, frozen, state, suites, watched, checkpoints, resumed, stop
     )
-  if int(state.step) < experiment.total_steps or stop.requested:
-    print(f'stopped at step {int(state.step)}, saved; run the same command to '
-          'go on', file=sys.stderr)  # fmt: skip
+  is_over = int(state.step) >= experiment.total_steps or watched.is_over
+  if stop.requested or not is_over:
+    opening.say(
+      f'stopped at step {int(state.step)}, saved; run the same command to go on'
+    )
     return stop_lib.EXIT_CODE
-  finish(experiment, frozen, state, test, workdir)
+  finish(experiment, frozen, state, suites, workdir)
   return 0
 
 
-def held_out(experiment):
-  """(dev, test) to measure on, None for what the config does not ask for."""
+def suites_of(
+  experiment: Experiment, workdir: pathlib.Path
+) -> suites_lib.Suites:
+  """What the config asks to be measured, looked at before a weight is."""
   own, split = experiment.config.evaluate, experiment.split
-  dev = test = None
-  if own.every:
-    dev = measure.HeldOut(experiment, split.dev, own.dev_answers)
-  if own.test == 'end' and split.test:
-    test = measure.HeldOut(experiment, split.test)
-  return dev, test
+  wanted = {'dev': own.every > 0, 'test': own.test == 'end' and split.test}
+  sides = tuple(side for side, is_wanted in wanted.items() if is_wanted)
+  return suites_lib.Suites(experiment, workdir, 'train', sides)
 
 
-def fit(experiment, frozen, state, dev, workdir, checkpoints, resumed, stop):
+def _measure_base(suites, base) -> None:
+  experiment = suites.experiment
+  if not experiment.config.evaluate.base:
+    return
+
+  system = suites.base(lambda: experiment.filled(base))
+  for side, held in suites.held.items():
+    if suites.found(side, system) is None:
+      opening.say(f'measuring the base on {len(held.rows)} {side} rows')
+    suites.task(side, system)
+  suites.general(system, system)
+
+
+def fit(experiment, frozen, state, suites, watched, checkpoints, resumed, stop):
   """The state after the last step, or after the one it was stopped at."""
-  own, source = experiment.config, experiment.source
-  if int(state.step) >= experiment.total_steps:
+  own, start = experiment.config, int(state.step)
+  is_done = start >= experiment.total_steps or watched.is_over
+  if is_done and not watched.is_missing(start):
     return state
-  compiled = {}  # by the shape of a batch
-  meter = train_lib.Meter(source.ids)
+  meter = train_lib.Meter(experiment.source.ids)
+  untuned = suites.base(lambda: experiment.untuned(frozen))
   with contextlib.ExitStack() as stack:
     log = stack.enter_context(
       log_lib.Log(
-        workdir, own.log.writers, experiment.total_steps, resumed,
+        suites.workdir, own.log.writers, experiment.total_steps, resumed,
         jax.process_index(),
       )
     )  # fmt: skip
 
-    def step_once(state, step):
-      batch = experiment.put(source(step))
-      shape = batch['tokens'].shape
-      if shape not in compiled:
-        compiled[shape] = compile_step(experiment, frozen, state, batch)
-        meter.restart()
-      return compiled[shape](state, frozen, batch)
-
     def report(step, metrics):
       log.write(step, meter(step, metrics))
 
-    def due(step):
-      return _is_due(step, own.evaluate.every) or _is_due(
-        step, own.checkpoint.every
-      )
+    def measure(step, state):
+      tuned = suites.tuned(
+        step, lambda: experiment.tuned(frozen, state.trainable),
+        experiment.facts,
+      )  # fmt: skip
+      return watched.measure(log, tuned, untuned)
+
+    def is_saved(step):
+      is_candidate = watched.is_due(step) and own.select.metric is not None
+      return is_candidate or _is_due(step, own.checkpoint.every)
 
     def pause(step, state):
       score = None
-      if _is_due(step, own.evaluate.every) and not stop.requested:
-        score = _measure_dev(experiment, dev, frozen, state, workdir, log)
-      if _is_due(step, own.checkpoint.every):
-        checkpoints.save(step, state, score)
+      if watched.is_due(step) and not stop.requested:
+        score = measure(step, state)
+      if is_saved(step):
+        checkpoints.save(step, state, score, watched.chosen)
       meter.restart()
 
-    meter.restart()
+    watched.begin(log, untuned)
+    if watched.is_missing(start) and not stop.requested:
+      measure(start, state)
+    step_once = _stepper(experiment, frozen, meter)
     state = train_lib.loop(
-      state, step_once, experiment.total_steps, report, due, pause,
-      lambda: stop.requested,
+      state, step_once, experiment.total_steps, report,
+      lambda step: watched.is_due(step) or is_saved(step), pause,
+      lambda: stop.requested or watched.is_over,
     )  # fmt: skip
-    checkpoints.save(int(state.step), state)
+    checkpoints.save(int(state.step), state, chosen=watched.chosen)
   return state
 
 
-def _measure_dev(experiment, dev, frozen, state, workdir, log) -> float:
-  """Logs loss and scores on the dev split; the loss, which keep_best ranks."""
-  step = int(state.step)
-  tuned = experiment.tuned(frozen, state.trainable)
-  system = ['tuned', experiment.facts, step]
-  found = dev.measure(workdir / 'eval', f'dev.{step}', tuned, system)
-  for name, score in found['metrics'].items():
-    numbers = (score[key] for key in ('value', 'n', 'low', 'high'))
-    log.write_eval(step, 'dev', name, *numbers)
-  return found['metrics']['nats_per_token']['value']
+def _stepper(experiment, frozen, meter):
+  """(state, step) -> (state, metrics), compiled for each shape of a batch."""
+  compiled = {}
+
+  def step_once(state, step):
+    batch = experiment.put(experiment.source(step))
+    shape = batch['tokens'].shape
+    if shape not in compiled:
+      compiled[shape] = compile_step(experiment, frozen, state, batch)
+      meter.restart()
+    return compiled[shape](state, frozen, batch)
+
+  meter.restart()
+  return step_once
 
 
 def compile_step(experiment: Experiment, frozen, state, batch):
@@ -180,138 +195,49 @@ def compile_step(experiment: Experiment, frozen, state, batch):
     arguments = rundir.human(memory.argument_size_in_bytes)
     temporary = rundir.human(memory.temp_size_in_bytes)
     needs = f'; a device needs {arguments} + {temporary} for a step'
-  say(f'compiled the step in {seconds:.1f} s{needs}')
+  opening.say(f'compiled the step in {seconds:.1f} s{needs}')
   return compiled
 
 
-def finish(experiment, frozen, state, test, workdir) -> None:
-  """Measures the tuned model, exports it, and prints what was won."""
-  own, folder = experiment.config, workdir / 'eval'
-  tuned = experiment.tuned(frozen, state.trainable)
-  if test is not None:
-    system = ['tuned', experiment.facts]
-    scores = test.measure(folder, 'test.tuned', tuned, system)
-    print_scores(folder, scores, own.evaluate.base, experiment.base_dir.name)
-  trained = export.of_experiment(experiment, frozen, state, workdir)
+def finish(experiment, frozen, state, suites, workdir) -> None:
+  """Measures the step that is taken, exports it, and prints what was won."""
+  own = experiment.config
+  step, trainable = take(experiment, state, workdir)
+  if 'test' in suites.held:
+    base = suites.base(lambda: experiment.untuned(frozen))
+    tuned = suites.tuned(
+      step, lambda: experiment.tuned(frozen, trainable), experiment.facts
+    )
+    suites.task('test', tuned)
+    suites.general(tuned, base)
+    evaluation.report(
+      suites, 'test', base if own.evaluate.base else None, tuned
+    )
+  opening.say(ledger.seconds_text(ledger.seconds(workdir)))
+  trained = export.of_experiment(experiment, frozen, trainable, step, workdir)
   names = export.wanted_formats(own, experiment.adaptation)
   deliver.write(trained, names, workdir / 'export', key='--workdir')
 
 
-def print_scores(folder, tuned, has_base: bool, name: str) -> None:
-  """The table of base and tuned, and three examples."""
-  base, differences, base_rows = None, {}, []
-  tuned_rows = summary.predictions(folder, 'test.tuned')
-  if has_base:
-    base = json.loads((folder / 'test.base.json').read_text(encoding='utf-8'))
-    base_rows = summary.predictions(folder, 'test.base')
-    differences = summary.differences(base_rows, tuned_rows)
-  n = max(metric['n'] for metric in tuned['metrics'].values())
-  print(f'\n{name} on {n} held-out rows: mean [95 % interval]\n')
-  print(summary.table(base, tuned, differences))
-  if tuned_rows:
-    print('\n' + summary.examples(base_rows, tuned_rows) + '\n')
+def take(experiment, state, workdir):
+  """(step, trainable tree) of the last step, or of the chosen one.
 
-
-def describe(experiment: Experiment) -> None:
-  """Says what will be trained on, before anything heavy is loaded."""
-  examples, source = experiment.data.examples, experiment.source
-  split = experiment.split
-  sizes = experiment.model.config.sizes
-  declared = experiment.adaptation.rows
-  trained = sum(map(math.prod, experiment.adaptation.shapes(sizes).values()))
-  say(
-    f'model: {weights.count(declared, sizes):,} parameters; '
-    f'{trained:,} are trained ({experiment.resolved["adapt"]["name"]})'
+  Raises RuntimeError where config.select allows none.
+  """
+  own, last = experiment.config.select, int(state.step)
+  step = select.choice(workdir, own)
+  if step is not None:
+    opening.say(select.reason(select.read(workdir), own))
+  if step in (None, last):
+    return last, state.trainable
+  for array in jax.tree.leaves(state):  # Two states need not fit.
+    array.delete()
+  record = commits.read_record(workdir / f'commits/{step}.json', step)
+  if fault := commits.fault(workdir, step):
+    raise RuntimeError(f'step {step}, which is chosen: {fault}')
+  return step, export.restore(
+    workdir, record, experiment.declared, experiment.mesh
   )
-  for line in examine.warnings(experiment.config, experiment.data):
-    say(line)
-  if experiment.config.data.access == 'stream':
-    say(
-      f'rows are read as they are needed; {len(split.dev)} dev, '
-      f'{len(split.test)} test; {experiment.total_steps} steps of '
-      f'{source.rows} rows of {source.tokens} tokens'
-    )
-    return
-  say(
-    f'rows: {len(split.train)} train, {len(split.dev)} dev, '
-    f'{len(split.test)} test'
-  )
-  say(
-    f'loss on {examples.trained_tokens:,} of {len(examples.tokens):,} tokens '
-    f'({dataset.trained_text(experiment.config)})'
-  )
-  say(
-    f'{experiment.config.batch.layout} into {source.rows_per_epoch} rows of '
-    f'{source.tokens} tokens, {source.fill:.1%} full; '
-    f'{experiment.total_steps} steps of {source.rows}'
-  )
-
-
-def _write_check(experiment: Experiment, workdir: pathlib.Path) -> None:
-  """The record of the data, unless check has left a fuller one of the same."""
-  if jax.process_index():
-    return
-  record = examine.examine(
-    experiment.config,
-    experiment.data,
-    experiment.tokenizer,
-    source=experiment.source,
-    thorough=False,
-  )
-  try:
-    there = json.loads((workdir / 'check.json').read_text(encoding='utf-8'))
-    if there['thorough'] and there['data'] == record['data']:
-      return
-  except (OSError, ValueError, KeyError, TypeError):
-    pass
-  check.write(record, workdir)
-
-
-def _write_prompts(experiment: Experiment, workdir: pathlib.Path) -> None:
-  """Prompts to travel with what is exported, so that it needs no data."""
-  if jax.process_index() == 0:
-    chosen = export.choose_prompts(experiment)
-    rundir.write_whole(workdir / export.PROMPTS, prompts.lines(chosen))
-
-
-def say(text: str) -> None:
-  """One line on stderr, from the first process only."""
-  if jax.process_index() == 0:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _identity(experiment: Experiment) -> dict[str, Any]:
-  return basedir.identity(
-    experiment.base_dir, experiment.config.model.path, experiment.revision
-  )
-
-
-def _measure_base(experiment, base, test, workdir) -> None:
-  if test is None or not experiment.config.evaluate.base:
-    return
-  system = ['base', experiment.facts['model']]
-  folder = workdir / 'eval'
-  if test.found(folder, 'test.base', system) is None:
-    say(f'measuring the base on {len(test.rows)} held-out rows')
-    test.measure(folder, 'test.base', experiment.filled(base), system)
-
-
-def _run_record(experiment: Experiment, facts) -> dict[str, Any]:
-  """run.json: what the run's numbers depend on, its frozen split included."""
-  split = experiment.split
-  return {
-    'facts': facts,
-    'versions': commits.versions(),
-    'base': _identity(experiment),
-    'split': {
-      name: {
-        'n': len(rows),
-        'digest': split_lib.digest(rows),
-        'rows': rows.wheres(),
-      }
-      for name, rows in (('dev', split.dev), ('test', split.test))
-    },
-  }
 
 
 def _described(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -320,8 +246,3 @@ def _described(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _is_due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  if jax.process_index() == 0:
-    rundir.write_whole(path, json.dumps(value, indent=2) + '\n')

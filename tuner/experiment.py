@@ -131,17 +131,30 @@ class Experiment:
       self.policies, self.objective, self.optimizer, self.config.seed
     )
 
+  def untuned(self, frozen) -> policy.Policy:
+    """The base as it was.
+
+    Adapters have it beside them. Full fine-tuning moved it: it is read anew,
+    and takes its own memory, in config.model.dtype, for as long as it is held.
+    """
+    if self.adaptation.is_adapter:
+      return self.filled(self.adaptation.base(frozen))
+    return self.filled(self._load(self.config.model.dtype))
+
   def load_base(self) -> dict[str, jax.Array]:
     """The base's weights, each read straight into its sharding."""
     own = self.config.model
     is_frozen = self.adaptation.is_adapter
+    return self._load(own.dtype if is_frozen else own.master)
+
+  def _load(self, dtype: str) -> dict[str, jax.Array]:
     return hub.load(
       self.base_dir,
       self.model,
       lambda row: mesh_lib.sharding(
         self.mesh, row.dims, row.shape(self.model.config.sizes), row.path
       ),
-      own.dtype if is_frozen else own.master,
+      dtype,
     )
 
   def shardings(self) -> dict[str, jax.sharding.NamedSharding]:

@@ -26,6 +26,7 @@ from tuner import (
 )
 from tuner import experiment as experiment_lib
 from tuner import mesh as mesh_lib
+from tuner import select as select_lib
 from tuner.artifacts import deliver, places, prompts, verify
 from tuner.artifacts import export as export_lib
 from tuner.artifacts import trained as trained_lib
@@ -42,20 +43,17 @@ def run(
   out: pathlib.Path | None = None,
   is_verified: bool = True,
 ) -> int:
-  """Exports a committed step, the newest by default; the exit code.
+  """Exports a committed step; the exit code.
 
+  step: None: the one that config.select chooses, else the newest.
   formats: instead of config.export.formats. out: instead of workdir/export.
   Raises ValueError for what the user can mend, RuntimeError where what was
   written is not what was trained.
   """
-  if not (workdir / 'commits').is_dir():
-    named.existing_path(str(workdir), '--workdir')
-    raise ValueError(
-      f'--workdir: {workdir} holds no run: there is no commits/ in it.'
-    )
+  check_run(workdir)
   own = _read(config, formats)
   with rundir.lock(workdir):
-    step = choose_step(workdir, step)
+    step = choose_step(workdir, step, own.select)
     print(f'exporting step {step} of {workdir}', file=sys.stderr, flush=True)
     declared = experiment_lib.declare(own)
     names = wanted_formats(own, declared.adaptation)
@@ -96,14 +94,31 @@ def wanted_formats(own: sections.Config, adaptation) -> list[str]:
   return names
 
 
-def choose_step(workdir: pathlib.Path, step: int | None) -> int:
-  """That step, or the newest, once its files are as they were committed."""
+def check_run(workdir: pathlib.Path) -> None:
+  """Raises ValueError where there is no run."""
+  if not (workdir / 'commits').is_dir():
+    named.existing_path(str(workdir), '--workdir')
+    raise ValueError(
+      f'--workdir: {workdir} holds no run: there is no commits/ in it.'
+    )
+
+
+def choose_step(
+  workdir: pathlib.Path, step: int | None, select: sections.Select
+) -> int:
+  """That step, or the chosen one, or where none is to be chosen the newest.
+
+  Its files are as they were committed. Raises RuntimeError where they are not,
+  and where config.select allows no step.
+  """
   names = (path.stem for path in (workdir / 'commits').glob('*.json'))
   steps = sorted(int(name) for name in names if name.isdecimal())
   if not steps:
     raise ValueError(
       f'--workdir: {workdir} has no committed checkpoint yet: train first.'
     )
+  if step is None:
+    step = select_lib.choice(workdir, select)
   if step is None:
     for newest in reversed(steps):
       if not (fault := commits.fault(workdir, newest)):
@@ -116,7 +131,7 @@ def choose_step(workdir: pathlib.Path, step: int | None) -> int:
       f'{", ".join(map(str, steps))}.'
     )
   if fault := commits.fault(workdir, step):
-    raise RuntimeError(f'step {step} cannot be exported: {fault}')
+    raise RuntimeError(f'step {step} cannot be read: {fault}')
   return step
 
 
@@ -124,17 +139,9 @@ def of_step(given, own, declared, workdir, step: int, mesh) -> Trained:
   """The state at a committed step: the base, and what was trained of it."""
   base_dir, model = declared.base_dir, declared.model
   adaptation = declared.adaptation
-  basedir.check_run(workdir, base_dir, own.model.path)
   tokenizer, stop_ids = dataset.load_tokenizer(own, base_dir)
-  record = commits.read_record(workdir / f'commits/{step}.json', step)
-  now = experiment_lib.model_facts(own, declared, tokenizer)
-  now = json.loads(json.dumps(now))
-  then = {key: record['facts'].get(key) for key in now}
-  advice = (
-    f'give the config that the run was trained with: {workdir}/config.json'
-  )
-  commits.compare_facts(then, now, advice=advice)
-  trainable = _restore(workdir, record, model, adaptation, mesh)
+  record = checked_record(own, declared, tokenizer, workdir, step)
+  trainable = restore(workdir, record, declared, mesh)
   frozen: dict[str, Any] = {}
   if adaptation.is_adapter:
     frozen = trained_lib.load(base_dir, model, mesh, own.model.dtype)
@@ -149,9 +156,27 @@ def of_step(given, own, declared, workdir, step: int, mesh) -> Trained:
   )  # fmt: skip
 
 
-def _restore(workdir, record, model, adaptation, mesh) -> dict[str, Any]:
+def checked_record(
+  own, declared, tokenizer, workdir: pathlib.Path, step: int
+) -> dict[str, Any]:
+  """The commit of a step; raises ValueError where it is of another model."""
+  basedir.check_run(workdir, declared.base_dir, own.model.path)
+  record = commits.read_record(workdir / f'commits/{step}.json', step)
+  now = experiment_lib.model_facts(own, declared, tokenizer)
+  now = json.loads(json.dumps(now))
+  then = {key: record['facts'].get(key) for key in now}
+  advice = (
+    f'give the config that the run was trained with: {workdir}/config.json'
+  )
+  commits.compare_facts(then, now, advice=advice)
+  return record
+
+
+def restore(workdir, record, declared, mesh) -> dict[str, Any]:
   """The trainable tree of a checkpoint; its optimizer is left where it is."""
-  dims, shapes = adaptation.dims, adaptation.shapes(model.config.sizes)
+  adaptation = declared.adaptation
+  dims = adaptation.dims
+  shapes = adaptation.shapes(declared.model.config.sizes)
   like, committed = {}, {}
   for path, letters in dims.items():
     leaf = f'trainable.{path}'
@@ -182,13 +207,14 @@ def choose_prompts(experiment: experiment_lib.Experiment):
   return prompts.choose(sides, experiment.tokenizer, longest)
 
 
-def of_experiment(experiment, frozen, state, workdir: pathlib.Path) -> Trained:
-  """The state in memory, which is committed."""
-  step = int(state.step)
+def of_experiment(
+  experiment, frozen, trainable, step: int, workdir: pathlib.Path
+) -> Trained:
+  """A step in memory, which is committed."""
   record = commits.read_record(workdir / f'commits/{step}.json', step)
   return Trained(
     experiment.config, experiment.base_dir, experiment.tokenizer,
     experiment.stop_ids, experiment.model, experiment.adaptation,
-    experiment.mesh, frozen, state.trainable, record,
+    experiment.mesh, frozen, trainable, record,
     tuple(prompts.read(workdir / PROMPTS)), workdir,
   )  # fmt: skip

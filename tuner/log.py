@@ -90,6 +90,24 @@ class Log:
       f'step {step} {suite} {metric} {value} [{low}, {high}] n={line["n"]}'
     )
 
+  def write_samples(self, step, suite, samples):
+    """Shows answers beside what was wanted: (prompt, reference, output) each.
+
+    All of it is untrusted text, cut to 79 columns. metrics.jsonl has none of
+    it, as the predictions lie in eval/.
+    """
+    if self._progress is None:
+      return
+    for writer in self._writers:
+      writer.write_samples(step, suite, samples)
+    for prompt, reference, output in samples:
+      for name, text in (
+        (f'step {step} {suite}', prompt),
+        ('  wanted', reference),
+        ('  got', output),
+      ):
+        self.say(_cut(f'{name}: {progress.clean(text)}'))
+
   def say(self, text):
     """Shows one line above the progress line, without control characters."""
     if self._progress is not None:
@@ -115,6 +133,9 @@ class Jsonl:
     if key not in self._evals:
       self._evals.add(key)
       self._append(line)
+
+  def write_samples(self, step, suite, samples):
+    """Nothing: eval/<suite>.<step>.predictions.jsonl has all of them."""
 
   def _append(self, line):
     # allow_nan: _plain has turned every NaN into text; hold it to that.
@@ -157,6 +178,10 @@ class TensorBoard:
     key = f'{line["eval"]}/{line["metric"]}'
     self._writer.add_scalar(key, float(line['value']), line['step'])
 
+  def write_samples(self, step, suite, samples):
+    for i, sample in enumerate(samples):
+      self._writer.add_text(f'{suite}/sample_{i}', _verbatim(sample), step)
+
   def close(self):
     self._writer.close()
 
@@ -184,6 +209,9 @@ class Board:
     key = f'{line["eval"]}/{line["metric"]}'
     values = {f'{key}/{k}': line[k] for k in ('value', 'low', 'high', 'n')}
     self._module.log(_numbers(values), step=line['step'])
+
+  def write_samples(self, step, suite, samples):
+    """Nothing: a service is not sent the user's data unasked."""
 
   def close(self):
     self._module.finish()
@@ -233,6 +261,19 @@ def _parse(row):
 
 def _eval_key(line):
   return line['step'], line['eval'], line.get('metric')
+
+
+def _verbatim(sample):
+  """A sample as Markdown that shows it as it is: an indented block of code."""
+  names = 'prompt', 'wanted', 'got'
+  lines = []
+  for name, text in zip(names, sample, strict=True):
+    lines += [f'{name}:', *map(progress.clean, str(text).split('\n')), '']
+  return '\n'.join(f'    {line}' for line in lines)
+
+
+def _cut(text, columns=79):
+  return text if len(text) <= columns else f'{text[: columns - 4]} ...'
 
 
 def _optional(module, package):

@@ -5,7 +5,8 @@ would and needs no workdir, `export`, which writes a checkpoint of a workdir as
 files that other software loads, or `convert IN... OUT`, which writes any form
 of rows as messages and needs no config. Any key of the config can be set on the
 command line, as in --config.schedule.peak=5e-4, those that the file leaves out
-among them.
+among them. `evaluate` measures base and tuned of a committed step on the same
+held-out rows.
 """
 
 import os
@@ -54,16 +55,28 @@ _FORMATS = flags.DEFINE_list(
   'formats', [], 'export: adapter, model, gguf, orbax; else as config.export.'
 )
 _STEP = flags.DEFINE_integer(
-  'step', None, 'export: a committed step; else the newest.', lower_bound=0
-)
+  'step', None, 'export, evaluate: a committed step; else the chosen or newest '
+  'one. evaluate: 0 is the base alone.', lower_bound=0,
+)  # fmt: skip
 _OUT = flags.DEFINE_string(
   'out', None, 'export: where to; else WORKDIR/export.'
 )
 _VERIFY = flags.DEFINE_bool(
   'verify', True, 'export: read again what was written, and compare.'
 )
+_SPLIT = flags.DEFINE_string(
+  'split',
+  None,
+  'evaluate: test, or dev; dev where several alphas are compared.',
+)
+_ALPHAS = flags.DEFINE_string(
+  'alphas', None, 'evaluate: also weights between base and tuned, as 0.25,0.5.'
+)
+_HARNESS = flags.DEFINE_string(
+  'harness', None, "evaluate: also lm-eval's tasks, as hellaswag,arc_easy."
+)
 
-COMMANDS = ('train', 'check', 'convert', 'export')
+COMMANDS = ('train', 'evaluate', 'check', 'convert', 'export')
 
 
 def main(argv: list[str]) -> None:
@@ -116,6 +129,13 @@ def _run(command: str, arguments: list[str]) -> int:
     return export.run(
       _CONFIG.value, workdir, _FORMATS.value, _STEP.value, out, _VERIFY.value
     )
+  if command == 'evaluate':
+    from tuner import evaluate
+
+    asked = evaluate.asked(
+      _STEP.value, _SPLIT.value, _ALPHAS.value, _HARNESS.value
+    )
+    return evaluate.run(_CONFIG.value, workdir, asked)
   from tuner import commands
 
   return commands.train(_CONFIG.value, workdir, _ALLOW_CHANGE.value)

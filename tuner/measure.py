@@ -1,10 +1,12 @@
 """Base and tuned on the same held-out rows: loss, answers, scores, files."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -162,7 +164,7 @@ class HeldOut:
         list(self.experiment.stop_ids),
         sorted((name, m.resolved) for name, m in self.metrics.items()),
         own.max_tokens,
-        self.answers,
+        len(self.answered),
         template_lib.identity(self.experiment.tokenizer),
       ]
     )
@@ -178,21 +180,29 @@ class HeldOut:
     return written if written.get('key') == self.key(system) else None
 
   def measure(
-    self, folder: pathlib.Path, suite: str, tuned: policy.Policy, system: Any
+    self,
+    folder: pathlib.Path,
+    suite: str,
+    tuned: policy.Policy,
+    system: Any,
+    around: Callable[
+      [], contextlib.AbstractContextManager
+    ] = contextlib.nullcontext,
   ) -> dict[str, Any]:
     """Loss and scores of one system, written to `folder` as `suite`.
 
-    A result that is there already, of the same rows and system, is read.
+    A result that is there already, of the same rows and system, is read;
+    around(): entered for as long as rows are looked at.
     """
     if written := self.found(folder, suite, system):
       return written
-    nats, n = self.loss(tuned)
-    metrics = {'nats_per_token': (nats, n)}
-    result = generative.Result([], {}, {})
-    if self.has_answers:
-      result = self.answer(tuned)
-    key = self.key(system)
-    generative.write(folder, suite, result, metrics, key)
+    with around():
+      nats, n = self.loss(tuned)
+      metrics = {'nats_per_token': (nats, n)}
+      result = generative.Result([], {}, {})
+      if self.has_answers:
+        result = self.answer(tuned)
+      generative.write(folder, suite, result, metrics, self.key(system))
     return json.loads((folder / f'{suite}.json').read_text(encoding='utf-8'))
 
 

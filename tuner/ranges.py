@@ -43,9 +43,9 @@ def check(config: sections.Config) -> None:
       f'config.batch.accumulate, which is {batch.accumulate}.'
     )
   saves, measures = config.checkpoint.every, config.evaluate.every
-  if (
-    config.checkpoint.keep_best and measures and (not saves or saves % measures)
-  ):
+  is_ranked = saves % measures == 0 if saves and measures else False
+  is_ranked |= not saves and config.select.metric is not None
+  if config.checkpoint.keep_best and measures and not is_ranked:
     raise ValueError(
       f'config.checkpoint.keep_best: a save at every {saves} steps has no dev '
       f'loss to be ranked by, measured every {measures}; make '
@@ -62,6 +62,7 @@ def check(config: sections.Config) -> None:
       f'config.evaluate.every: {config.evaluate.every}, but config.data.dev is '
       '0: hold out a dev split, such as 0.05. The test split is for the end.'
     )
+  _check_select(config)
   for name in {'wandb', 'trackio'}.intersection(writers):
     if importlib.util.find_spec(name) is None:
       raise ValueError(
@@ -88,11 +89,6 @@ def _check_ranges(config: sections.Config) -> None:
     raise ValueError(
       f'config.retention.share: {config.retention.share}; it must be in [0, 1].'
     )
-  if config.select.patience is not None and config.select.patience < 1:
-    raise ValueError(
-      f'config.select.patience: {config.select.patience}; it must be at least '
-      '1, or None.'
-    )
   norm = config.train.clip_norm
   if norm is not None and norm <= 0:
     raise ValueError(
@@ -100,6 +96,67 @@ def _check_ranges(config: sections.Config) -> None:
     )
   if not 0 <= config.seed < 2**32:
     raise ValueError(f'config.seed: {config.seed}; it must be in [0, 2^32).')
+
+
+def _check_select(config: sections.Config) -> None:
+  """What a choice among checkpoints needs to be measured."""
+  own, measured = config.select, config.evaluate
+  if own.patience is not None and own.patience < 1:
+    raise ValueError(
+      f'config.select.patience: {own.patience}; it must be at least 1, or None.'
+    )
+  bound = own.max_nats_increase
+  if bound is not None and bound < 0:
+    raise ValueError(
+      f'config.select.max_nats_increase: {bound}; it must be at least 0, or '
+      'None.'
+    )
+  if own.metric is None:
+    for key in ('max_nats_increase', 'patience'):
+      if (value := getattr(own, key)) is not None:
+        raise ValueError(
+          f'config.select.{key}: {value}, but config.select.metric names '
+          'nothing to choose by, such as '
+          f'{(*metric_names(measured.metrics), "nats_per_token")[0]!r}.'
+        )
+    return
+  if not measured.every:
+    raise ValueError(
+      f'config.select.metric: {own.metric!r} is compared over the steps on the '
+      'dev split; set config.evaluate.every and config.data.dev.'
+    )
+  _check_metric(own.metric, measured)
+  if bound is not None and not config.retention.share:
+    raise ValueError(
+      f'config.select.max_nats_increase: {bound}, but config.retention.share '
+      'is 0, so that no general text is measured; make it 0.1, or leave the '
+      'bound out.'
+    )
+
+
+def _check_metric(metric: str, measured: sections.Evaluate) -> None:
+  known = (*metric_names(measured.metrics), 'stopped', 'nats_per_token')
+  if not measured.metrics:
+    known = known[-1:]
+  if metric not in known:
+    raise ValueError(
+      f'config.select.metric: {metric!r} is not measured'
+      f'{named.nearest(metric, known) or "."} There are {", ".join(known)} '
+      '(config.evaluate.metrics).'
+    )
+  if metric != 'nats_per_token' and not measured.dev_answers:
+    raise ValueError(
+      f'config.select.metric: {metric!r} is of answers, and '
+      'config.evaluate.dev_answers is 0; make it 32 or more.'
+    )
+
+
+def metric_names(metrics) -> tuple[str, ...]:
+  """What the scores of config.evaluate.metrics are called."""
+  return tuple(
+    name if isinstance(name, str) else str(name.get('called', name.get('name')))
+    for name in metrics
+  )
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:

@@ -87,6 +87,23 @@ def examples(base: Sequence[Mapping], tuned: Sequence[Mapping], n=3) -> str:
   return '\n\n'.join(blocks)
 
 
+def samples(rows: Sequence[Mapping], n: int) -> list[tuple[str, ...]]:
+  """(prompt, reference, output) of n rows, evenly spaced."""
+  picked = [rows[i] for i in spread(len(rows), n)]
+  return [(asked(row), row['reference'], row['output']) for row in picked]
+
+
+def asked(row: Mapping) -> str:
+  """What was said last before the answer."""
+  return str(row['prompt'][-1]['content'])
+
+
+def spread(n: int, k: int) -> list[int]:
+  """At most k of the first n numbers, evenly spaced."""
+  step = max(1, n // k)
+  return list(range(0, n, step))[:k]
+
+
 def _wrapped(name: str, text: str, columns: int = 79, lines: int = 4) -> str:
   """`text` beside its name, white space folded, in at most `lines` lines."""
   indent = ' ' * 8

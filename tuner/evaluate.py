@@ -1,0 +1,196 @@
+"""`evaluate`: base and tuned of a committed step on the same held-out rows.
+
+What training has measured of the same rows is read, not measured again. The
+test split is for the end: each time that it is looked at is counted, and what
+is to be chosen by comparing (several alphas) is compared on dev.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from tuner import (
+  evaluation,
+  export,
+  interpolate,
+  named,
+  opening,
+  rundir,
+  sections,
+)
+from tuner import experiment as experiment_lib
+from tuner import suites as suites_lib
+
+SIDES = ('test', 'dev')
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """The command's flags, checked. step: 0 is the base alone, None the run's."""
+
+  step: int | None
+  side: str
+  alphas: tuple[float, ...]
+  tasks: tuple[str, ...]
+
+
+def asked(
+  step: int | None = None,
+  split: str | None = None,
+  alphas: str | None = None,
+  harness: str | None = None,
+) -> Asked:
+  """The flags as they are given. Raises ValueError."""
+  values = _alphas(alphas)
+  if step == 0 and values:
+    raise ValueError(
+      '--alphas: --step=0 is the base alone, which has nothing to scale; name '
+      'a committed step.'
+    )
+  side = split if split is not None else 'dev' if values else 'test'
+  if side not in SIDES:
+    raise ValueError(
+      f'--split: {side!r} is no split to measure on'
+      f'{named.nearest(side, SIDES) or "."} There are {", ".join(SIDES)}.'
+    )
+  if side == 'test' and len(values) > 1:
+    raise ValueError(
+      f'--alphas: {alphas} on the test split would choose by it, and what is '
+      'chosen by is no longer held out. Compare them with --split=dev, then '
+      'measure the one you take on test.'
+    )
+  return Asked(step, side, values, _tasks(harness))
+
+
+def _alphas(given: str | None) -> tuple[float, ...]:
+  if given is None:
+    return ()
+  values = []
+  for text in given.split(','):
+    try:
+      value = float(text)
+    except ValueError:
+      value = -1.0
+    if not 0 < value <= 1:
+      raise ValueError(
+        f'--alphas: {text.strip()!r}; wanted numbers above 0, up to 1, as '
+        '0.25,0.5,1: 0 is the base, 1 the model as it was trained.'
+      )
+    values.append(value)
+  return tuple(sorted(set(values)))
+
+
+def _tasks(given: str | None) -> tuple[str, ...]:
+  if given is None:
+    return ()
+  names = tuple(name.strip() for name in given.split(','))
+  if not all(names):
+    raise ValueError(
+      f'--harness: {given!r}; wanted names of tasks, as hellaswag,arc_easy.'
+    )
+  return names
+
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path, flags: Asked) -> int:
+  """Measures what is not measured yet, prints the comparison; the exit code.
+
+  Raises ValueError for what the user can mend.
+  """
+  own = sections.read(config)
+  if flags.step != 0:
+    _check_run(workdir)
+  with rundir.lock(workdir):
+    step = flags.step
+    if step != 0:
+      step = export.choose_step(workdir, step, own.select)
+    experiment = experiment_lib.prepare(config)
+    _check_rows(experiment, flags.side)
+    opening.check_frozen(experiment, workdir, flags.side)
+    record = None
+    if step:
+      record = export.checked_record(
+        own, experiment.declared, experiment.tokenizer, workdir, step
+      )
+    suites = suites_lib.Suites(experiment, workdir, 'evaluate', [flags.side])
+    with jax.set_mesh(experiment.mesh):
+      _measure(suites, flags, record)
+  return 0
+
+
+def _check_run(workdir: pathlib.Path) -> None:
+  try:
+    export.check_run(workdir)
+  except ValueError as error:
+    raise ValueError(
+      f'{error} Train first, or measure the base alone: --step=0.'
+    ) from error
+
+
+def _check_rows(experiment, side: str) -> None:
+  """Raises ValueError where there is nothing to measure on."""
+  if not len(getattr(experiment.split, side)):
+    raise ValueError(
+      f'--split={side}: no {side} rows are held out: config.data.{side} is '
+      f'{getattr(experiment.config.data, side)!r}.'
+    )
+
+
+def _measure(suites: suites_lib.Suites, flags: Asked, record) -> None:
+  experiment, side = suites.experiment, flags.side
+  weights = _Weights(suites, record)
+  base = suites.base(weights.untuned)
+  systems = [base] if experiment.config.evaluate.base or not record else []
+  tuned, alphas = None, []
+  if record:
+    tuned = weights.system(1.0)
+    systems.append(tuned)
+    alphas = [(alpha, weights.system(alpha)) for alpha in flags.alphas]
+    systems += [system for _, system in alphas]
+  for system in systems:
+    suites.task(side, system)
+    suites.general(system, base)
+  evaluation.report(
+    suites, side, base if base in systems else None, tuned, alphas
+  )
+
+
+class _Weights:
+  """The weights of a step and of the base, read when first asked for."""
+
+  def __init__(self, suites, record):
+    self._experiment, self._record = suites.experiment, record
+    self._suites = suites
+    self._frozen = self._trainable = None
+
+  def system(self, alpha: float) -> suites_lib.System:
+    step, facts = self._record['step'], self._record['facts']
+    return self._suites.tuned(step, lambda: self._tuned(alpha), facts, alpha)
+
+  def untuned(self):
+    self._load()
+    return self._experiment.untuned(self._frozen)
+
+  def _tuned(self, alpha):
+    self._load()
+    experiment = self._experiment
+    if self._trainable is None:
+      opening.say(f'reading step {self._record["step"]}')
+      self._trainable = export.restore(
+        self._suites.workdir, self._record, experiment.declared, experiment.mesh
+      )
+    trainable = self._trainable
+    if alpha != 1:
+      base = self._frozen or experiment.load_base()
+      trainable = interpolate.between(
+        experiment.adaptation, base, trainable, alpha
+      )
+    return experiment.tuned(self._frozen, trainable)
+
+  def _load(self):
+    if self._frozen is None:
+      experiment = self._experiment
+      is_adapter = experiment.adaptation.is_adapter
+      self._frozen = experiment.load_base() if is_adapter else {}

@@ -1,0 +1,197 @@
+"""Base and tuned side by side: the one record, its page, and what is printed.
+
+All of it is made of what the suites have written; nothing is measured here.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from tuner import ledger, ranges, rundir, select, summary
+from tuner import suites as suites_lib
+from tuner.evals import stats
+from tuner.report import evaluate_page, evaluate_text
+
+RECORD = 'evaluation.json'
+PAGE = 'evaluation.html'
+SAMPLES = 3
+
+System = suites_lib.System
+
+
+def report(
+  suites: suites_lib.Suites,
+  side: str,
+  base: System | None,
+  tuned: System | None,
+  alphas: Sequence[tuple[float, System]] = (),
+  harness: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes eval/evaluation.json and evaluation.html, and prints the table."""
+  if jax.process_index():
+    return
+  record = made(suites, side, base, tuned, alphas, harness)
+  before, after = (_predictions(suites, side, s) for s in (base, tuned))
+  text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+  rundir.write_whole(suites.folder / RECORD, text + '\n')
+  title = f'{record["base"]}: base and tuned on held-out rows'
+  page = evaluate_page.html(record, before, after, title)
+  rundir.write_whole(suites.workdir / PAGE, page)
+  columns = max(60, min(rundir.terminal_width(), 100))
+  is_terminal = sys.stdout.isatty()
+  text = evaluate_text.lines(record, before, after, is_terminal, columns)
+  print(f'\n{text}', flush=True)
+
+
+def _predictions(suites, side, system) -> list[dict[str, Any]] | None:
+  if system is None:
+    return None
+  return summary.predictions(suites.folder, f'{side}.{system.name}')
+
+
+def made(
+  suites: suites_lib.Suites,
+  side: str,
+  base: System | None,
+  tuned: System | None,
+  alphas: Sequence[tuple[float, System]] = (),
+  harness: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """The record, whose parts are None where they were not measured."""
+  experiment = suites.experiment
+  own, step = experiment.config, tuned.step if tuned else None
+  found = {name: _found(suites, side, s) for name, s in _named(base, tuned)}
+  general = {
+    name: _metrics(suites.found(suites_lib.RETENTION, s))
+    for name, s in _named(base, tuned)
+    if s is not None and suites.retention is not None
+  }
+  shown = _shown(own)
+  curve = select.curve(select.read(suites.workdir), own.select, shown, step)
+  record = {
+    'base': experiment.base_dir.name,
+    'step': 0 if step is None else step,
+    'split': side,
+    'n': len(suites.held[side].rows),
+    'answered': len(suites.held[side].answered),
+    'reads': None,
+    'metric': shown,
+    'systems': {name: _metrics(one) for name, one in found.items()},
+    'comparison': _compared(suites, side, base, tuned),
+    'retention': general or None,
+    'checkpoints': curve,
+    'max_nats_increase': own.select.max_nats_increase,
+    'alphas': _alphas(suites, side, alphas, shown),
+    'samples': _samples(suites, side, base, tuned),
+    'confusion': _confusion(found),
+    'harness': harness,
+    'suites': {n: f'{side}.{s.name}' for n, s in _named(base, tuned) if s},
+  }
+  if side == 'test':
+    record['reads'] = ledger.reads(suites.workdir, suites.digest)
+  return record
+
+
+def _named(base, tuned) -> list[tuple[str, System | None]]:
+  return [('base', base), ('tuned', tuned)]
+
+
+def _found(suites, side, system) -> dict[str, Any] | None:
+  return None if system is None else suites.found(side, system)
+
+
+def _metrics(found: Mapping[str, Any] | None) -> Any:
+  return None if found is None else found['metrics']
+
+
+def _shown(own) -> str:
+  """The metric that the record is about."""
+  if own.select.metric:
+    return own.select.metric
+  names = ranges.metric_names(own.evaluate.metrics)
+  return names[0] if names else 'nats_per_token'
+
+
+def _compared(suites, side, base, tuned) -> dict[str, Any] | None:
+  """compare.pair of the two, written beside them; None without answers."""
+  if base is None or tuned is None:
+    return None
+  one, other = (_predictions(suites, side, s) for s in (base, tuned))
+  if not one:
+    return None
+  found = _pair(one, other)
+  name = f'{side}.{base.name}.vs.{side}.{tuned.name}.json'
+  text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+  rundir.write_whole(suites.folder / name, text + '\n')
+  return found
+
+
+def _pair(base, tuned) -> dict[str, Any]:
+  if [p['id'] for p in base] != [p['id'] for p in tuned]:
+    raise RuntimeError('base and tuned were not measured on the same rows.')
+  metrics, flips = {}, {}
+  for name in tuned[0]['scores']:
+    ours, theirs = ([p['scores'][name] for p in x] for x in (tuned, base))
+    found = stats.compare(ours, theirs, stats.SEED)
+    metrics[name] = {
+      'difference': found.difference.mean,
+      'low': found.difference.low,
+      'high': found.difference.high,
+      'p': found.p,
+      'wins': found.wins,
+      'ties': found.ties,
+      'losses': found.losses,
+    }
+    gains = [
+      (p['id'], a - b) for p, a, b in zip(tuned, ours, theirs, strict=True)
+    ]
+    flips[name] = {
+      'won': [row for row, gain in gains if gain > 0],
+      'lost': [row for row, gain in gains if gain < 0],
+    }
+  return {'n': len(base), 'metrics': metrics, 'flips': flips}
+
+
+def _alphas(suites, side, alphas, metric) -> list[dict[str, Any]]:
+  """One point for each alpha; one that was not measured has none."""
+  points = []
+  for alpha, system in alphas:
+    score = suites.found(side, system)['metrics'][metric]
+    point = {'alpha': alpha, **{k: score[k] for k in ('value', 'low', 'high')}}
+    point[select.INCREASE] = None
+    if suites.retention is not None:
+      general = suites.found(suites_lib.RETENTION, system)['metrics']
+      point[select.INCREASE] = float(general[select.INCREASE]['value'])
+    points.append(point)
+  return points
+
+
+def _samples(suites, side, base, tuned) -> list[dict[str, Any]]:
+  """A few rows, evenly spaced, with the answers of both."""
+  both = [_predictions(suites, side, system) for system in (base, tuned)]
+  rows = both[1] or both[0] or []
+  found = []
+  for i in summary.spread(len(rows), SAMPLES):
+    prompt, reference = summary.asked(rows[i]), rows[i]['reference']
+    outputs = [None if own is None else own[i]['output'] for own in both]
+    found.append(
+      {
+        'prompt': prompt,
+        'reference': reference,
+        'base': outputs[0],
+        'tuned': outputs[1],
+      }
+    )
+  return found
+
+
+def _confusion(found: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The tables of both systems under the labels of all."""
+  tables = {
+    name: ((own or {}).get('tables') or {}).get('confusion')
+    for name, own in found.items()
+  }
+  return tables if any(tables.values()) else None

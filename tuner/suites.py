@@ -1,0 +1,171 @@
+"""What a run is measured by, and each result written once.
+
+A suite is a side of the data, or 'retention', and a system: test.base, dev.20,
+retention.base. Its result is eval/<suite>.json; one that is there already, of
+the same rows and system, is read. Training and `evaluate` come through here, so
+that the one reads what the other has measured.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tuner import experiment as experiment_lib
+from tuner import ledger as ledger_lib
+from tuner import measure, rundir
+from tuner.data import split as split_lib
+from tuner.models import policy
+
+BASE = 'base'
+RETENTION = 'retention'
+Found = dict[str, Any]
+Make = Callable[[], policy.Policy]
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """What is measured: the base, a step, or a step with its weights scaled.
+
+  identity: what its numbers depend on. make() is the model, asked for only
+  where a result is not there yet.
+  """
+
+  name: str
+  step: int | None
+  identity: Any
+  make: Make
+
+
+class Suites:
+  """The suites of one run.
+
+  sides: those of the data that will be measured. Raises ValueError for rows
+  that cannot be measured, before a weight is loaded.
+  """
+
+  def __init__(
+    self,
+    experiment: experiment_lib.Experiment,
+    workdir: pathlib.Path,
+    command: str,
+    sides: Sequence[str],
+  ):
+    self.experiment = experiment
+    self.workdir = workdir
+    self.folder = workdir / 'eval'
+    self.ledger = ledger_lib.Ledger(workdir, command)
+    answers = {'dev': experiment.config.evaluate.dev_answers, 'test': None}
+    self.held = {
+      side: measure.HeldOut(
+        experiment, getattr(experiment.split, side), answers[side]
+      )
+      for side in sides
+    }
+    self.digest = split_lib.digest(experiment.split.test)
+    self.retention = _retention(experiment)
+
+  def base(self, make: Make) -> System:
+    """The untuned model."""
+    return System(BASE, None, ['base', self.experiment.facts['model']], make)
+
+  def tuned(
+    self, step: int, make: Make, facts: Mapping[str, Any], alpha: float = 1.0
+  ) -> System:
+    """The model of a step; facts: of its commit. alpha: see interpolate."""
+    name, identity = str(step), ['tuned', facts, step]
+    if alpha != 1:
+      name, identity = f'{name}.alpha{alpha:g}', [*identity, alpha]
+    return System(name, step, identity, make)
+
+  def found(self, side: str, system: System) -> Found | None:
+    """A result that is there already."""
+    if side == RETENTION:
+      return self._found_retention(system)
+    return self.held[side].found(
+      self.folder, f'{side}.{system.name}', system.identity
+    )
+
+  def task(self, side: str, system: System) -> Found:
+    """Loss and answers on a side of the data."""
+    found = self.found(side, system)
+    if found is not None:
+      return found
+    suite = f'{side}.{system.name}'
+
+    @contextlib.contextmanager
+    def around():
+      if side == 'test':
+        what = BASE if system.step is None else 'tuned'
+        self.ledger.read(suite, what, system.step, self.digest)
+      with self.ledger.timed('evaluation', suite):
+        yield
+
+    return self.held[side].measure(
+      self.folder, suite, system.make(), system.identity, around
+    )
+
+  def general(self, system: System, base: System) -> Found | None:
+    """General ability beside the base's; None: it is not measured."""
+    if self.retention is None:
+      return None
+    found = self.found(RETENTION, system)
+    if found is not None:
+      return found
+    suite = f'{RETENTION}.{system.name}'
+    with self.ledger.timed(RETENTION, suite):
+      tuned = system.make()
+      metrics = self.retention.measure(
+        tuned, tuned if system.name == BASE else base.make()
+      )
+    found = {
+      'suite': suite,
+      'key': self._retention_key(system),
+      'metrics': {name: _plain(score) for name, score in metrics.items()},
+    }
+    rundir.make_folder(self.folder)
+    rundir.write_whole(
+      self.folder / f'{suite}.json',
+      json.dumps(found, indent=2, allow_nan=False) + '\n',
+    )
+    return found
+
+  def _found_retention(self, system: System) -> Found | None:
+    path = self.folder / f'{RETENTION}.{system.name}.json'
+    if self.retention is None or not path.is_file():
+      return None
+    there = json.loads(path.read_text(encoding='utf-8'))
+    return there if there.get('key') == self._retention_key(system) else None
+
+  def _retention_key(self, system: System) -> str:
+    assert self.retention is not None
+    facts = self.experiment.facts['model']
+    parts = [self.retention.key, facts, system.identity]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def line(step: int, task: Found, retained: Found | None) -> Found:
+  """A measurement as tuner.select keeps it."""
+  return {
+    'step': step,
+    'metrics': task['metrics'],
+    RETENTION: None if retained is None else retained['metrics'],
+  }
+
+
+def _retention(experiment: experiment_lib.Experiment) -> Any:
+  """tuner.evals.retention.Retention; None where it is turned off."""
+  del experiment
+  return None
+
+
+def _plain(score: Mapping[str, Any]) -> dict[str, Any]:
+  """Numbers that JSON has: text in place of nan, as in generative.write."""
+  return {
+    key: str(x) if isinstance(x, float) and not math.isfinite(x) else x
+    for key, x in score.items()
+  }
