@@ -1,9 +1,9 @@
 """Answers held to a JSON schema, to a regex, or to being JSON at all.
 
 A Constraint says what is wanted; a Vocabulary makes a Grammar of it for one
-tokenizer; the Grammar starts a Matcher for each answer. Before each token the
-Matcher says as a bitmask which tokens lead to an answer, and stop tokens are
-among them exactly where the answer may end. So whatever the model's logits, an
+tokenizer; the Grammar starts a Matcher for each request. Before each token it
+says as a bitmask which tokens lead to an answer, and stop tokens are among them
+exactly where the answer may end. So whatever the model's logits, an
 answer that ends by a stop token satisfies its constraint, and one that would
 have done so anyway is not changed.
 
@@ -107,7 +107,7 @@ class Vocabulary:
 
 
 class Grammar:
-  """A constraint for the tokens of a vocabulary: what a request carries."""
+  """A constraint for the tokens of a vocabulary."""
 
   def __init__(self, constraint: Constraint, vocabulary: Vocabulary):
     self.constraint = constraint
@@ -129,7 +129,10 @@ class Grammar:
 
 
 class Matcher:
-  """How far one answer has come, and what may follow."""
+  """How far one answer has come, and what may follow: what a Request carries.
+
+  It is spent when its answer has ended; each request has its own.
+  """
 
   def __init__(self, vocabulary: Vocabulary, matcher):
     self._vocabulary = vocabulary
