@@ -9,9 +9,11 @@ are linear in the row's length.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tuner.models import layers
 
@@ -32,30 +34,66 @@ class Look:
   cap: float | None = None
 
 
+class Part(NamedTuple):
+  """Keys, values and which of them each query sees.
+
+  keys, values: [B, K, S, H], or [K, S, H] where all rows share them.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  mask_BTS: jax.Array
+
+
 def weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS, look, sinks_N=None):
+  """`over` keys and values that are all in one part."""
+  return over(q_BTNH, [Part(k_BKSH, v_BKSH, mask_BTS)], look, sinks_N)
+
+
+def over(q_BTNH, parts, look, sinks_N=None):
   """Softmax attention, scores in float32; N / K queries share a key head.
 
+  parts: the keys are those of all parts together; of one or more `Part`s.
   mask_BTS is True where the query sees the key. sinks_N: a score a head that
   takes its share of the softmax and adds nothing (gpt-oss). Returns out_BTNH,
-  whose H is that of v.
+  whose H is that of the values.
   """
   batch, length, heads, size = q_BTNH.shape
-  groups = heads // k_BKSH.shape[1]
+  kv = parts[0].keys.shape[-3]
   # A power of two changes no digit of the queries, which are fewer; any other
   # scale would be rounded to their dtype.
   is_exact = math.frexp(look.scale)[0] == 0.5
   before, after = (look.scale, 1.0) if is_exact else (1.0, look.scale)
   q_BTNH = layers.scaled(q_BTNH, before)
-  q_BTKGH = q_BTNH.reshape(batch, length, -1, groups, size)
-  scores = jnp.einsum(
-    'BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
+  q_BTKGH = q_BTNH.reshape(batch, length, kv, heads // kv, size)
+  scores = [_scores(q_BTKGH, part, look.cap, after) for part in parts]
+  probs = _softmax(_joined(scores), sinks_N)
+  ends = np.cumsum([part.keys.shape[-2] for part in parts])[:-1].tolist()
+  out_BTKGH = sum(
+    _of_values(one, part.values)
+    for one, part in zip(jnp.split(probs, ends, axis=-1), parts, strict=True)
   )
-  scores = layers.scaled(scores, after)
-  scores = layers.soft_cap(scores, look.cap)
-  scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-  probs = _softmax(scores, sinks_N).astype(v_BKSH.dtype)
-  out_BTKGH = jnp.einsum('BKGTS,BKSH->BTKGH', probs, v_BKSH)
-  return out_BTKGH.reshape(batch, length, heads, v_BKSH.shape[-1])
+  return out_BTKGH.reshape(batch, length, heads, -1)
+
+
+def _scores(q_BTKGH, part, cap, scale):
+  rows = 'B' if part.keys.ndim == 4 else ''
+  scores = jnp.einsum(
+    f'BTKGH,{rows}KSH->BKGTS', q_BTKGH, part.keys,
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  scores = layers.soft_cap(layers.scaled(scores, scale), cap)
+  return jnp.where(part.mask_BTS[:, None, None], scores, MASKED)
+
+
+def _joined(scores):
+  return scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
+
+
+def _of_values(probs_BKGTS, values):
+  rows = 'B' if values.ndim == 4 else ''
+  probs_BKGTS = probs_BKGTS.astype(values.dtype)
+  return jnp.einsum(f'BKGTS,{rows}KSH->BTKGH', probs_BKGTS, values)
 
 
 def _softmax(scores_BKGTS, sinks_N):
@@ -147,12 +185,16 @@ def _near(t, s, window):
   return (s <= t) if window is None else (s <= t) & (t - s < window)
 
 
-def cached(q_BTNH, k_BKSH, v_BKSH, positions_BT, look, sinks_N=None):
-  """Attention over a cache whose slot s holds the key of position s.
+def positions_of_slots(last_B: jax.Array, slots: int) -> jax.Array:
+  """position_BS of each slot's key in a ring that position p has slot p % S of.
 
-  Slots after a query's position are unwritten or stale, and unseen.
+  last_B: the last position written. Negative where nothing has been.
   """
-  s = jnp.arange(k_BKSH.shape[2])[None, None, :]
-  t = positions_BT[:, :, None]
-  mask_BTS = _near(t, s, look.window)
-  return weighted_values(q_BTNH, k_BKSH, v_BKSH, mask_BTS, look, sinks_N)
+  s = jnp.arange(slots)
+  return last_B[:, None] - (last_B[:, None] - s) % slots
+
+
+def sees(query_BT, key_BS, window) -> jax.Array:
+  """mask_BTS by positions; a key of a negative position is unseen."""
+  t, s = query_BT[:, :, None], key_BS[:, None, :]
+  return _near(t, s, window) & (s >= 0)

@@ -10,6 +10,7 @@ bodies of one scan. A decoder is a plain pytree: fill its weights
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -171,6 +172,7 @@ class Decoder(nnx.Module):
         block = layer.block(config, layer)
         bodies.append(weights.stack(block, 'model.layers.{L}.', numbers))
     self.blocks = nnx.List(bodies)
+    self.is_stacked = True
     self.norm = weights.weight(
       'D', hf='model.norm.weight', init=config.norm.init
     )
@@ -190,7 +192,7 @@ class Decoder(nnx.Module):
   ) -> tuple[jax.Array, Any, list[Any]]:
     """(hidden_BTD after the last norm, memory, routing).
 
-    attend: see blocks.Call; such as `attend_packed` or generate.greedy's.
+    attend: see blocks.Call; such as `attend_packed` or generate.cache's.
       memory is carried through the layers.
     remat: 'none', 'dots' or 'full': what the backward pass computes again.
     lengths_B: how long each row's text may become, see rope.tables.
@@ -205,12 +207,22 @@ class Decoder(nnx.Module):
       rope.tables(r, positions_BT, lengths_B) for r in config.ropes
     )
     call = blocks.Call(tables, attend, real_BT)
+    if self.is_stacked:
+      x, memory, routing = self._scanned(x, call, memory, remat)
+    else:
+      routing = []
+      for number, block in enumerate(self.blocks):
+        x, memory, _ = block(x, call, number, memory)
+    return layers_lib.rms_norm(x, self.norm[...], config.norm), memory, routing
+
+  def _scanned(self, x, call, memory, remat):
+    """(x, memory, routing) after all layers, segment by segment."""
     routing, bodies = [], list(self.blocks)
-    for segment in segments(config.layers):
+    for segment in segments(self.config.layers):
       own, bodies = bodies[: segment.period], bodies[segment.period :]
       (x, memory), routed = _scan(own, segment, call, (x, memory), remat)
       routing += [r for r in routed if r is not None]
-    return layers_lib.rms_norm(x, self.norm[...], config.norm), memory, routing
+    return x, memory, routing
 
   def head_weight(self) -> Any:
     """The array or weight kind that makes logits: the head or the embedding."""
@@ -226,6 +238,25 @@ class Decoder(nnx.Module):
     return functools.partial(
       head_logits, tied=own.tied, divisor=own.logit_divisor, cap=own.logit_cap
     )
+
+
+def unstacked(model: Decoder) -> Decoder:
+  """The filled model with one block a layer, for forward passes alone.
+
+  XLA:CPU copies what it slices out of a stack, so that a scan reads all
+  weights three times; where a pass is short, as in decoding, that is most of
+  its time. Layers are then numbered by ints, and nothing says its routing.
+  """
+  found: list[Any] = [None] * model.config.L
+  bodies = iter(model.blocks)
+  for segment in segments(model.config.layers):
+    for place in range(segment.period):
+      body = next(bodies)
+      for i, number in enumerate(segment.numbers(place)):
+        found[number] = jax.tree.map(operator.itemgetter(i), body)
+  model = jax.tree.map(lambda x: x, model)  # The caller's stays as it is.
+  model.blocks, model.is_stacked = nnx.List(found), False
+  return model
 
 
 def _scan(bodies: Sequence, segment: Segment, call, carry, remat):

@@ -7,7 +7,7 @@ stack along L and pass through `lax.scan` like arrays.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,6 +64,31 @@ class Dora:
     return Lora(*own)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+  """Several low-rank adapters over one base, of which each row goes by one.
+
+  Row b goes by adapter row_B[b]; 0 is the base alone. All products are made at
+  once: the adapters' factors stand side by side along R, and what is not the
+  row's own is made zero between a and b.
+
+  base, a_RI, b_RO: see Lora. factors_AO: what outputs are multiplied by, for
+    the base (1) and each adapter, where one is a Dora; else None.
+  row_B: set by `for_rows`, of length 0 until then.
+  owners, scales: of each of R, the adapter's number and scale.
+  """
+
+  base: Any
+  a_RI: Any
+  b_RO: Any
+  factors_AO: Any
+  row_B: Any
+  owners: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
+  scales: tuple[float, ...] = dataclasses.field(metadata=dict(static=True))
+  count: int = dataclasses.field(metadata=dict(static=True))
+
+
 def cast(
   values: Mapping[str, Any], dtype: Any, rows: Mapping[str, weights.Row]
 ) -> dict[str, Any]:
@@ -93,6 +118,8 @@ def project(spec: str, x: jax.Array, weight: Any) -> jax.Array:
     return _project_lora(spec, x, weight)
   if isinstance(weight, Dora):
     return _project_dora(spec, x, weight)
+  if isinstance(weight, Adapters):
+    return _project_adapters(spec, x, weight)
   return contract(spec, x, weight)
 
 
@@ -149,6 +176,42 @@ def _project_dora(spec: str, x: jax.Array, weight: Dora) -> jax.Array:
   order = [outputs.index(d) for d in result if d in outputs]
   shape = [n if d in outputs else 1 for d, n in zip(result, out.shape)]
   return (out * factor_O.transpose(order).reshape(shape)).astype(out.dtype)
+
+
+def _project_adapters(spec: str, x: jax.Array, weight: Adapters) -> jax.Array:
+  operands, result = spec.split('->')
+  xs, ws = operands.split(',')
+  assert xs[0] == result[0] == 'B' and len(weight.row_B) == len(x), spec
+  inputs = ''.join(d for d in ws if d not in result)
+  outputs = ''.join(d for d in ws if d in result)
+  inner = ''.join(d for d in xs if d not in inputs) + 'R'
+  is_own_BR = weight.row_B[:, None] == jnp.array(weight.owners)
+  share_BR = jnp.where(is_own_BR, jnp.array(weight.scales), 0)
+  low = contract(f'{xs},R{inputs}->{inner}', x, weight.a_RI)
+  share = share_BR.reshape(len(x), *[1] * (low.ndim - 2), -1)
+  low = (low * share).astype(x.dtype)
+  delta = contract(f'{inner},R{outputs}->{result}', low, weight.b_RO)
+  out = project(spec, x, weight.base) + delta
+  if weight.factors_AO is None:
+    return out
+  factor = weight.factors_AO[weight.row_B]
+  order = [outputs.index(d) + 1 for d in result if d in outputs]
+  shape = [n if d in 'B' + outputs else 1 for d, n in zip(result, out.shape)]
+  return (out * factor.transpose(0, *order).reshape(shape)).astype(out.dtype)
+
+
+def for_rows(model: Any, adapter_B: jax.Array) -> Any:
+  """The model whose rows go each by its adapter; only `Adapters` change."""
+
+  def one(weight):
+    if not isinstance(weight, Adapters):
+      return weight
+    lead = weight.row_B.shape[:-1]
+    rows = jnp.broadcast_to(adapter_B, (*lead, len(adapter_B)))
+    return dataclasses.replace(weight, row_B=rows)
+
+  is_kind = lambda x: isinstance(x, Adapters)
+  return jax.tree.map(one, model, is_leaf=is_kind)
 
 
 def lengths(
@@ -234,3 +297,72 @@ def _sum(weight: Lora, row: weights.Row) -> jax.Array:
   delta = jnp.einsum(spec, a_RI, b_RO, precision='highest')
   base = merged(weight.base, row)
   return base.astype(jnp.float32) + weight.scale * delta
+
+
+def adapters(
+  rows: Mapping[str, weights.Row],
+  base: Mapping[str, Any],
+  attached: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+  """The base's weights with all adapters attached, by path.
+
+  rows: the model's declared weights. base: its arrays. attached: of each
+  adapter, numbered from 1, the weights that its adaptation's `attach` makes of
+  the same arrays. Raises ValueError for weights that differ otherwise than by
+  an adapter of low rank, and for adapters of experts.
+  """
+  found = dict(base)
+  for path, own in base.items():
+    kinds = [one[path] for one in attached]
+    if any(kind is not own for kind in kinds):
+      found[path] = _side_by_side(rows[path], own, kinds)
+  return found
+
+
+def _side_by_side(row: weights.Row, base, kinds) -> Adapters:
+  a, b, owners, scales, factors = [], [], [], [], []
+  ones = jnp.ones([base.shape[row.dims.index(d)] for d in _lead_outputs(row)])
+  for number, kind in enumerate(kinds, 1):
+    is_low = isinstance(kind, Lora | Dora) and kind.base is base
+    if kind is not base and (not is_low or 'E' in row.lead):
+      what = 'an adapter of experts' if is_low else 'no adapter of the base'
+      raise ValueError(
+        f'{row.path}: adapter {number} has {what} there; only low-rank '
+        'adapters of dense matrices can share a batch. Use one at a time.'
+      )
+    factor = ones
+    if isinstance(kind, Dora):
+      norm = lengths(
+        kind.direction, row.dims, row.lead, row.inputs, row.outputs
+      )
+      factor = kind.m_O.astype(jnp.float32) / norm
+    factors.append(factor)
+    if is_low:
+      a.append(kind.a_RI)
+      b.append(kind.b_RO)
+      rank = kind.a_RI.shape[len(row.lead)]
+      owners += [number] * rank
+      scales += [kind.scale] * rank
+  axis = len(row.lead)
+  has_factors = any(isinstance(kind, Dora) for kind in kinds)
+  return Adapters(
+    base,
+    jnp.concatenate(a, axis),
+    jnp.concatenate(b, axis),
+    jnp.stack([ones, *factors], axis) if has_factors else None,
+    jnp.zeros((*base.shape[:axis], 0), jnp.int32),
+    tuple(owners),
+    tuple(scales),
+    len(kinds),
+  )
+
+
+def _lead_outputs(row: weights.Row) -> str:
+  return row.lead + row.outputs
+
+
+def count_adapters(model: Any) -> int:
+  """How many adapters the model's rows may go by, the base not counted."""
+  is_kind = lambda x: isinstance(x, Adapters)
+  leaves = jax.tree.leaves(model, is_leaf=is_kind)
+  return max((x.count for x in leaves if is_kind(x)), default=0)

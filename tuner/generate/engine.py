@@ -1,0 +1,276 @@
+"""Continuous batching: requests in, answers out, whatever shares their batch.
+
+Rows of a cache decode together, `steps.STEPS` tokens a call. Once enough of
+them have ended, waiting prompts are prefilled into their places, a group of
+about one length at a time. What all prompts begin with is prefilled once and
+attended to by all. What a row answers depends on its request alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tuner.generate import prefix as prefix_lib
+from tuner.generate import sampling as sampling_lib
+from tuner.generate import steps
+from tuner.models import decoder, linear
+
+# Tokens a call of prefill: enough that a product's time goes by its size.
+PREFILL_TOKENS = 256
+WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256)  # Of prompts; longer: in chunks.
+STEPS_OF_TEXT = 8  # Steps a call where stop strings are looked for.
+SLOTS = 64  # The least of a cache; it doubles as texts grow.
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A prompt and how it is to be answered.
+
+  max_tokens: of the answer, its stop token included. seed: of sampling.
+  stop: strings that end the answer. adapter: see linear.Adapters; 0 is the
+  base. constraint: a constrain.Matcher of this request alone, which is spent.
+  """
+
+  prompt: Sequence[int]
+  max_tokens: int
+  sampling: sampling_lib.Sampling = sampling_lib.Sampling()
+  seed: int = 0
+  stop: tuple[str, ...] = ()
+  adapter: int = 0
+  constraint: Any = None
+
+
+@dataclasses.dataclass
+class Answer:
+  """Token ids with their stop token, if there is one.
+
+  logprobs: of each id under the distribution that the model gives, in nats.
+  ended: 'stop' by a stop token, 'length' by max_tokens, 'text' by a stop
+  string, which the text of the ids holds.
+  """
+
+  ids: list[int]
+  logprobs: list[float]
+  ended: str = 'length'
+
+
+def generate(
+  model: decoder.Decoder,
+  requests: Sequence[Request],
+  stop_ids: Sequence[int],
+  rows: int = 64,
+  decode: Callable[[list[int]], str] | None = None,
+) -> list[Answer]:
+  """The answer to each request, in order.
+
+  rows: how many are decoded at a time, at most. decode: ids -> text, needed
+  for stop strings. Raises ValueError for an empty prompt, and for one that
+  leaves no room within the model's positions.
+  """
+  _check(model, requests, rows, decode)
+  if not requests:
+    return []
+  batch = _Batch(model, requests, stop_ids, rows, decode)
+  while batch.is_busy:
+    batch.fill()
+    batch.decode()
+  return batch.answers
+
+
+def _check(model, requests, rows, decode) -> None:
+  if rows < 1:
+    raise ValueError(f'rows: {rows}; at least one row is needed.')
+  positions, adapters = model.config.max_positions, linear.count_adapters(model)
+  for i, request in enumerate(requests):
+    length = len(request.prompt)
+    if not length:
+      raise ValueError(f'prompt {i} is empty.')
+    if request.max_tokens < 1:
+      raise ValueError(
+        f'request {i}: max_tokens is {request.max_tokens}; at least 1.'
+      )
+    if length + request.max_tokens > positions:
+      raise ValueError(
+        f'prompt {i} has {length} tokens; with max_tokens = '
+        f"{request.max_tokens} it exceeds the model's {positions} positions."
+      )
+    if not 0 <= request.adapter <= adapters:
+      raise ValueError(
+        f'request {i}: adapter {request.adapter}; the model has {adapters}, '
+        'numbered from 1, and 0 is the base alone.'
+      )
+    if request.stop and decode is None:
+      raise ValueError(
+        f'request {i}: stop strings {request.stop} need decode, from token '
+        'ids to text.'
+      )
+
+
+class _Batch:
+  """The rows under way, the requests that wait and the answers so far."""
+
+  def __init__(self, model, requests, stop_ids, rows, decode):
+    self.requests, self.text_of = requests, decode
+    self.stop_ids = np.array(sorted(set(stop_ids)), np.int32)
+    self.answers = [Answer([], []) for _ in requests]
+    # XLA:CPU copies what it slices out of a stack of layers.
+    is_cpu = jax.default_backend() == 'cpu'
+    self.model = steps.unstacked(model) if is_cpu else model
+    self.shared = prefix_lib.find(self.model, requests)
+    # Those of about one length meet in a group, the longest last.
+    self.waiting = sorted(
+      range(len(requests)), key=lambda i: len(requests[i].prompt)
+    )
+    size = min(rows, _power_of_two(len(requests)))
+    self.row: list[int | None] = [None] * size  # The request of each row.
+    self.own = np.zeros(size, np.int32)  # Position of each row's last token.
+    self.slots = SLOTS
+    self.memory = steps.empty(self.model, size, self.slots)
+
+  @property
+  def is_busy(self) -> bool:
+    return bool(self.waiting) or any(i is not None for i in self.row)
+
+  def fill(self) -> None:
+    """Prefills waiting prompts into free rows, a group at a time."""
+    while self.waiting:
+      free = [row for row, i in enumerate(self.row) if i is None]
+      count, size, width = self._next_group()
+      if len(free) < count:
+        return
+      group, self.waiting = self.waiting[:count], self.waiting[count:]
+      self._prefill(group, free[:count], size, width)
+
+  def _next_group(self) -> tuple[int, int, int]:
+    """(how many of those that wait, rows of the call, its width)."""
+    found = (0, 0, 0)
+    for count, i in enumerate(self.waiting[: len(self.row)], 1):
+      width = _width(len(self.requests[i].prompt) - self.shared.length)
+      size = max(1, min(len(self.row), PREFILL_TOKENS // width))
+      if count > size:
+        break
+      found = count, size, width
+    return found
+
+  def _prefill(self, group, places, size, width) -> None:
+    """Fills the rows at `places`; the call's other rows are nobody's."""
+    skip = self.shared.length
+    lengths = np.ones(size, np.int32)
+    rows_B = np.full(size, len(self.row), np.int32)
+    rows_B[: len(group)] = places
+    for row, i in enumerate(group):
+      lengths[row] = len(self.requests[i].prompt) - skip
+    self._make_room(lengths.max())
+    tokens = np.zeros((size, -(-lengths.max() // width) * width), np.int32)
+    for row, i in enumerate(group):
+      tokens[row, : lengths[row]] = self.requests[i].prompt[skip:]
+    rows = self._rows([*group, *[None] * (size - len(group))])
+    token_B, logprob_B = np.zeros(size, np.int32), np.zeros(size, np.float32)
+    for start in range(0, tokens.shape[1], width):
+      self.memory, found = steps.prefill(
+        self.model, self.memory, self.shared.memory,
+        self.shared.layout(self.slots), tokens[:, start : start + width],
+        np.int32(start), lengths, rows_B, rows, True if start else None,
+      )  # fmt: skip
+      is_last = (lengths > start) & (lengths <= start + width)
+      token_B = np.where(is_last, found.token_B, token_B)
+      logprob_B = np.where(is_last, found.logprob_B, logprob_B)
+    for row, (i, place) in enumerate(zip(group, places, strict=True)):
+      self.row[place], self.own[place] = i, lengths[row] - 1
+      self._take(place, token_B[row : row + 1], logprob_B[row : row + 1])
+
+  def decode(self) -> None:
+    """One call of steps.decode for the rows under way."""
+    places = [row for row, i in enumerate(self.row) if i is not None]
+    if not places:
+      return
+    most = self._most_steps(places)
+    self._make_room(self.own[places].max() + 1)
+    most = min(most, self.slots - self.own[places].max())
+    live = self._live()
+    enough = self._next_group()[0] if self.waiting else len(self.row) + 1
+    self.memory, out, count_B = steps.decode(
+      self.model, self.memory, self.shared.memory,
+      self.shared.layout(self.slots), live, self._rows(self.row),
+      self.stop_ids, np.int32(most), np.int32(enough),
+    )  # fmt: skip
+    token_BT, logprob_BT, count_B = map(np.asarray, (*out, count_B))
+    for place in places:
+      n = count_B[place]
+      self._take(place, token_BT[place, :n], logprob_BT[place, :n])
+
+  def _live(self) -> steps.Live:
+    """Where each row is."""
+    token_B, left_B = np.zeros((2, len(self.row)), np.int32)
+    for place, i in enumerate(self.row):
+      if i is not None:
+        ids = self.answers[i].ids
+        token_B[place] = ids[-1]
+        left_B[place] = self.requests[i].max_tokens - len(ids)
+    return steps.Live(token_B, self.own.copy(), left_B)
+
+  def _most_steps(self, places) -> int:
+    """Fewer where the host has to look at what is written."""
+    requests = [self.requests[self.row[place]] for place in places]
+    if any(request.constraint is not None for request in requests):
+      return 1
+    return STEPS_OF_TEXT if any(r.stop for r in requests) else steps.STEPS
+
+  def _make_room(self, length) -> None:
+    """Slots for so many own positions."""
+    if length > self.slots:
+      self.slots = _power_of_two(length)
+      self.memory = steps.grown(self.model, self.memory, self.slots)
+
+  def _rows(self, group) -> steps.Rows:
+    """What the rows of these requests go by."""
+    own = [None if i is None else self.requests[i] for i in group]
+    ends = [1 if r is None else len(r.prompt) + r.max_tokens for r in own]
+    rows = steps.rows_of(own, ends)
+    matchers = [getattr(request, 'constraint', None) for request in own]
+    if all(matcher is None for matcher in matchers):
+      return rows
+    words = -(-self.model.config.V // sampling_lib.WORD)
+    allowed = np.full((len(own), words), 2**32 - 1, np.uint32)
+    for row, matcher in enumerate(matchers):
+      if matcher is not None:
+        allowed[row] = matcher.allowed()
+    return rows._replace(allowed_BW=allowed)
+
+  def _take(self, place, ids, logprobs) -> None:
+    """Adds what a row has written to its answer, up to where it ends."""
+    i = self.row[place]
+    request, answer = self.requests[i], self.answers[i]
+    for token, logprob in zip(sampling_lib.checked(ids).tolist(), logprobs):
+      answer.ids.append(token)
+      answer.logprobs.append(float(logprob))
+      self.own[place] += 1
+      if ended := self._ended(request, answer):
+        answer.ended = ended
+        self.row[place] = None
+        return
+
+  def _ended(self, request: Request, answer: Answer) -> str:
+    """Why the answer ends with its last token; '' if it goes on."""
+    if request.constraint is not None:
+      request.constraint.accept(answer.ids[-1])
+    if answer.ids[-1] in self.stop_ids:
+      return 'stop'
+    if request.stop and self.text_of is not None:
+      text = self.text_of(answer.ids)
+      if any(stop in text for stop in request.stop):
+        return 'text'
+    return 'length' if len(answer.ids) == request.max_tokens else ''
+
+
+def _power_of_two(n: int) -> int:
+  """The least power of two that is not less."""
+  return 1 << (int(n) - 1).bit_length()
+
+
+def _width(length: int) -> int:
+  """Tokens a call of prefill for a prompt with so many of its own."""
+  return next((width for width in WIDTHS if width >= length), WIDTHS[-1])
