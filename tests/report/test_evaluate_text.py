@@ -333,6 +333,13 @@ def test_what_is_cut_is_counted(made):
   assert f'tuned⟦{"word" * 40}⟧…4,800charactersmore' in text
 
 
+def test_marks_in_a_text_are_no_marks_of_ours(made):
+  made[0]['samples'] = [
+    {'prompt': 'p', 'reference': 'r', 'base': None, 'tuned': '⟦r⟧'}
+  ]
+  assert 'tuned   ⟦<U+27E6>⟧r⟦<U+27E7>⟧\n' in plain(made)
+
+
 @pytest.mark.parametrize('left', [0, 1, 24, 25, 999])
 def test_shortened_and_its_count_are_the_text(left):
   text = 'x' * (50 + left)

@@ -23,7 +23,7 @@ def differences(text: str, wanted: str) -> list[tuple[str, bool]]:
   i = j = 0
   for at, to in [*_matches(a, b), (len(a), len(b))]:
     found += [(word, True) for word in a[i:at]]
-    if to > j and at == i:
+    if to > j:
       found.append(('', True))
     found += [(a[at], False)] if at < len(a) else []
     i, j = at + 1, to + 1
