@@ -337,7 +337,7 @@ def test_marks_in_a_text_are_no_marks_of_ours(made):
   made[0]['samples'] = [
     {'prompt': 'p', 'reference': 'r', 'base': None, 'tuned': '⟦r⟧'}
   ]
-  assert 'tuned   ⟦<U+27E6>⟧r⟦<U+27E7>⟧\n' in plain(made)
+  assert 'tuned   ⟦<U+27E6>r<U+27E7>⟧\n' in plain(made)
 
 
 @pytest.mark.parametrize('left', [0, 1, 24, 25, 999])
