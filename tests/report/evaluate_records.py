@@ -179,8 +179,8 @@ def make_labels(n=3080, count=77, seed=5):
         'scores': {'label_accuracy': float(j == wanted)},
       })  # fmt: skip
   place = {label: i for i, label in enumerate(labels)}
-  confusion = {'labels': labels} | {
-    name: count_pairs(side, place)
+  confusion = {
+    name: {'labels': labels, 'counts': count_pairs(side, place)}
     for name, side in (('base', base), ('tuned', tuned))
   }
   kinds = {'label_accuracy': 'content'}
@@ -231,9 +231,10 @@ def spread(made, text):
   own['checkpoints'] = [
     point | {'metric': text} for point in record['checkpoints']
   ]
-  if record['confusion']:
-    labels = [f'{text}{i}' for i in range(len(record['confusion']['labels']))]
-    own['confusion'] = record['confusion'] | {'labels': labels}
+  own['confusion'] = record['confusion'] and {
+    name: table | {'labels': [f'{text}{i}' for i in range(77)]}
+    for name, table in record['confusion'].items()
+  }
   sides = [
     [
       p | {

@@ -10,6 +10,7 @@ from tuner.report import (
   escape,
   evaluate_flips,
   evaluate_heat,
+  evaluate_labels,
   evaluate_page,
   evaluate_parts,
   evaluate_plot,
@@ -321,23 +322,22 @@ def cells(html):
 
 
 def test_a_matrix_has_a_cell_for_each_pair_and_shades_its_counts(labels):
-  table = labels[0]['confusion']
-  html = evaluate_heat.matrices({'labels': table['labels'],
-                                 'tuned': table['tuned']})  # fmt: skip
+  table = evaluate_labels.tables(labels[0])
+  html = evaluate_heat.matrices(table._replace(base=None))
   shown = cells(html)
   assert len(shown) == 77 * 77
   for i in range(77):
     for j in range(77):
-      cell, n = shown[77 * i + j], table['tuned'][i][j]
+      cell, n = shown[77 * i + j], table.tuned[i][j]
       assert bool(cell) is (n > 0)
       if n:
         assert cell['class'][0] == ('r' if i == j else 'w')
-        assert f'said {table["labels"][j]}: {n:,}' in cell['title']
+        assert f'said {table.labels[j]}: {n:,}' in cell['title']
 
 
 def test_shades_grow_with_counts():
   counts = [[100, 1, 4, 30], [0, 50, 0, 0], [0, 0, 9, 0], [0, 0, 0, 100]]
-  html = evaluate_heat.matrices({'labels': list('abcd'), 'base': counts})
+  html = evaluate_heat.matrices(tables_of(list('abcd'), counts))
   first = [cell.get('class') for cell in cells(html)[:4]]
   assert first == ['r4', 'w1', 'w1', 'w2']
 
@@ -346,17 +346,22 @@ def test_of_very_many_labels_those_with_mistakes_are_shown():
   n = evaluate_heat.MOST + 30
   counts = [[3 * (i == j) for j in range(n)] for i in range(n)]
   counts[n - 1][n - 3] = 2
-  html = evaluate_heat.matrices({'labels': range(n), 'tuned': counts})
+  html = evaluate_heat.matrices(tables_of(list(range(n)), counts))
   assert f'the {evaluate_heat.MOST} with most mistakes of {n} labels' in html
   assert f'wanted {n - 1}, said {n - 3}: 2' in html
   assert len(cells(html)) == evaluate_heat.MOST**2
 
 
+def tables_of(labels, counts):
+  return evaluate_labels.Tables(labels, None, counts)
+
+
 def test_pairs_say_how_many_more_there_are(labels):
-  text = Reader(evaluate_heat.pairs(labels[0])).text
-  more = len(evaluate_parts.confused(labels[0])) - 20
+  tables = evaluate_labels.tables(labels[0])
+  text = Reader(evaluate_heat.pairs(tables)).text
+  more = len(evaluate_labels.confused(tables)) - 20
   assert f'{more:,} more pairs in the tables' in text
-  right = {'confusion': {'labels': ['a', 'b'], 'tuned': [[2, 0], [0, 2]]}}
+  right = tables_of(['a', 'b'], [[2, 0], [0, 2]])
   assert 'No label was taken' in Reader(evaluate_heat.pairs(right)).text
 
 

@@ -7,7 +7,13 @@ import unicodedata
 import pytest
 
 from tests.report import evaluate_records, hostile
-from tuner.report import escape, evaluate_flips, evaluate_parts, evaluate_text
+from tuner.report import (
+  escape,
+  evaluate_flips,
+  evaluate_labels,
+  evaluate_parts,
+  evaluate_text,
+)
 
 SGR = re.compile(r'\x1b\[[0-9;]*m')
 PARTS = ('comparison', 'retention', 'checkpoints', 'alphas', 'samples')
@@ -296,18 +302,37 @@ def test_a_flip_without_its_prediction_is_still_there(made):
 
 
 def test_most_confused_labels_come_first(labels):
-  found = evaluate_parts.confused(labels[0])
-  counts = labels[0]['confusion']['tuned']
-  place = {name: i for i, name in enumerate(labels[0]['confusion']['labels'])}
-  assert [pair[3] for pair in found] == sorted(
-    (pair[3] for pair in found), reverse=True
+  tables = evaluate_labels.tables(labels[0])
+  found = evaluate_labels.confused(tables)
+  counts = tables.tuned
+  place = {name: i for i, name in enumerate(tables.labels)}
+  assert [pair.tuned for pair in found] == sorted(
+    (pair.tuned for pair in found), reverse=True
   )
-  for wanted, said, _, n in found[:50]:
-    assert n == counts[place[wanted]][place[said]] and wanted != said
+  for pair in found[:50]:
+    assert pair.tuned == counts[place[pair.wanted]][place[pair.said]]
+    assert pair.wanted != pair.said
   off = sum(map(sum, counts)) - sum(counts[i][i] for i in range(77))
-  assert sum(pair[3] for pair in found) == off
-  text = plain(labels)
-  assert f'{found[0][3]} (base {found[0][2]}): {found[0][0]} taken for' in text
+  assert sum(pair.tuned for pair in found) == off
+  wanted, said, base, tuned = found[0]
+  assert f'\n{tuned} (base {base}): {wanted} taken for' in plain(labels)
+
+
+def test_tables_of_other_labels_are_laid_over_one_another():
+  base = {
+    'labels': ['b', 'a', 'Sure!'],
+    'counts': [[1, 2, 3], [4, 5, 6], [0] * 3],
+  }
+  tuned = {'labels': ['a', 'b'], 'counts': [[7, 0], [1, 8]]}
+  found = evaluate_labels.tables({'confusion': {'base': base, 'tuned': tuned}})
+  assert found.labels == ['a', 'b', 'Sure!']
+  assert found.base == [[5, 4, 6], [2, 1, 3], [0, 0, 0]]
+  assert found.tuned == [[7, 0, 0], [1, 8, 0], [0, 0, 0]]
+  alone = evaluate_labels.tables({'confusion': {'base': None, 'tuned': tuned}})
+  assert alone == (['a', 'b'], None, tuned['counts'])
+  assert evaluate_labels.confused(alone) == [('b', 'a', None, 1)]
+  for nothing in (None, {}, {'base': None, 'tuned': None}):
+    assert evaluate_labels.tables({'confusion': nothing}) is None
 
 
 @pytest.mark.parametrize('text', hostile.TEXTS)

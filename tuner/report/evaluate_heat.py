@@ -1,8 +1,6 @@
 """Labels that were taken for one another, in HTML: a list and a heat table."""
 
-from collections.abc import Mapping
-
-from tuner.report import escape
+from tuner.report import escape, evaluate_labels
 from tuner.report import evaluate_parts as parts_lib
 
 MOST = 120  # labels of a table
@@ -11,9 +9,9 @@ _SHADES = 4
 _LONGEST = 40  # columns of a label
 
 
-def pairs(record: Mapping) -> str:
+def pairs(tables: evaluate_labels.Tables) -> str:
   """The pairs that were confused most often; how many more there are."""
-  found = parts_lib.confused(record)
+  found = evaluate_labels.confused(tables)
   if not found:
     return '<p class="good">No label was taken for another.</p>'
   items = [
@@ -31,15 +29,14 @@ def _count(n):
   return parts_lib.NAN if n is None else f'{n:,}'
 
 
-def matrices(table: Mapping) -> str:
+def matrices(tables: evaluate_labels.Tables) -> str:
   """Rows are wanted labels, columns what was said; tuned's first, then base's.
 
   Of more than `MOST` labels those with most mistakes; how many is said.
   """
-  labels = [str(label) for label in table['labels']]
-  found = []
+  labels, found = tables.labels, []
   for name in ('tuned', 'base'):
-    if counts := table.get(name):
+    if counts := getattr(tables, name):
       kept = _worst(counts)
       of = f'the {len(kept):,} with most mistakes of ' * (
         len(kept) < len(labels)

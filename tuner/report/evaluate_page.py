@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from tuner.report import (
   escape,
   evaluate_heat,
+  evaluate_labels,
   evaluate_plot,
   evaluate_rows,
   evaluate_style,
@@ -181,7 +182,8 @@ def _curve(record):
     return
   metric = str(points[0]['metric'] if points else parts_lib.main_metric(record))
   if drawn := evaluate_plot.curve(points, alphas, bound, metric):
-    yield f'<div class="box figure">{drawn}</div>{_drawn(points, alphas)}'
+    yield f'<div class="box figure">{drawn}</div>'
+    yield _drawn(points, alphas, record.get('split'))
   if more := evaluate_plot.undrawn([*points, *alphas]):
     yield (
       f'<p class="soft">{more:,} of them not drawn: general text was not '
@@ -204,7 +206,7 @@ def _curve(record):
   yield f'<details><summary>the numbers</summary>{table}</details>'
 
 
-def _drawn(points, alphas):
+def _drawn(points, alphas, split):
   said = ['● checkpoints by step, on the dev split'] if points else []
   standings = [parts_lib.standing(point) for point in points]
   if 'chosen' in standings:
@@ -212,8 +214,11 @@ def _drawn(points, alphas):
   if 'outside the bound' in standings:
     said.append('grey: outside the bound')
   if alphas:
-    said.append('□ alpha: this much of the way from base to tuned')
-  return f'<p class="legend">{"; ".join(said)}. Bars: 95 % intervals.</p>'
+    said.append(
+      f'□ alpha: this much of the way from base to tuned, on the {split} split'
+    )
+  line = escape.html('; '.join(said))
+  return f'<p class="legend">{line}. Bars: 95 % intervals.</p>'
 
 
 def _place(point):
@@ -222,10 +227,10 @@ def _place(point):
 
 
 def _confused(record):
-  if record.get('confusion'):
+  if tables := evaluate_labels.tables(record):
     yield '<h2>Confused labels</h2>'
-    yield evaluate_heat.pairs(record)
-    yield evaluate_heat.matrices(record['confusion'])
+    yield evaluate_heat.pairs(tables)
+    yield evaluate_heat.matrices(tables)
 
 
 def _facts(record):

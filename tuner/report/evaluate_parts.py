@@ -20,8 +20,8 @@ record = {
   'alphas': [{'alpha', 'value', 'low', 'high', 'nats_increase'}],
   'harness': {'base', 'tuned': {task: {metric: {'value', 'stderr', 'n'}}}},
   'samples': [{'prompt', 'reference', 'base', 'tuned'}],
-  'confusion': {'labels': [name], 'base', 'tuned': [[how many rows of wanted
-    label i were answered with label j]]},
+  'confusion': {'base', 'tuned': {'labels', 'counts'} | None}, see
+    evaluate_labels,
 }
 
 Nothing in it is escaped, nor in what is returned here; the pages do that.
@@ -257,23 +257,6 @@ def missing(record: Mapping, name: str) -> str | None:
   if name == 'flips':
     found = part(record, 'comparison', 'flips')
   return None if found else MISSING[name]
-
-
-def confused(record: Mapping) -> list[tuple[str, str, int | None, int | None]]:
-  """(wanted, said, base's rows, tuned's rows) of mistakes, tuned's most first.
-
-  Those that neither makes are left out; None: of a system without a table.
-  """
-  table = record.get('confusion') or {}
-  labels = [str(label) for label in table.get('labels') or ()]
-  base, tuned = table.get('base'), table.get('tuned')
-  found = []
-  for i, wanted in enumerate(labels):
-    for j, said in enumerate(labels):
-      a, b = (counts and counts[i][j] for counts in (base, tuned))
-      if i != j and (a or b):
-        found.append((wanted, said, a, b))
-  return sorted(found, key=lambda pair: (-(pair[3] or 0), -(pair[2] or 0)))
 
 
 def standing(point: Mapping) -> str:

@@ -58,7 +58,7 @@ class Screen:
       self.words(f'- {said}', style='dim')
     return bool(found)
 
-  def table(self, head, rows):
+  def table(self, head, rows, title=''):
     """Names to the left, numbers to the right: rows of (name, style, *cells).
 
     A name that is too long stands above its numbers, and numbers that are too
@@ -74,9 +74,10 @@ class Screen:
       self._stacked(head, rows)
       return
     names = [escape.visible(row[0]) for row in rows]
-    fitting = [escape.columns(name) for name in names]
+    fitting = [escape.columns(name) for name in (title, *names)]
     width = max((n for n in fitting if n <= room), default=0)
-    self.lines.append(self.paint('dim', self._row('', width, head, widths)))
+    title = escape.cut(title, width)
+    self.lines.append(self.paint('dim', self._row(title, width, head, widths)))
     for name, (_, style, *own) in zip(names, rows, strict=True):
       if not own:
         self.lines.append(self.paint('dim', name))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from tuner.report import escape, evaluate_flips
+from tuner.report import escape, evaluate_flips, evaluate_labels
 from tuner.report import evaluate_parts as parts_lib
 from tuner.report import evaluate_screen as screen_lib
 
@@ -112,7 +112,7 @@ def _curve(show, record):
       for point in points
     ]
     head = (str(points[0]['metric']), 'general nats', '')
-    show.table(_fitting(head), rows)
+    show.table(_fitting(head), rows, 'dev split')
   bound = record.get('max_nats_increase')
   if bound is not None:
     show.words(f'bound: general nats {parts_lib.number(bound, True)} at most')
@@ -121,7 +121,8 @@ def _curve(show, record):
       (f'alpha {point["alpha"]:.3g}', None, *_point(point))
       for point in record['alphas']
     ]
-    show.table(('value', 'general nats'), rows)
+    title = f'{record.get("split")} split'
+    show.table(('value', 'general nats'), rows, escape.visible(title))
 
 
 def _fitting(head):
@@ -137,13 +138,14 @@ def _point(point):
 
 
 def _confused(show, record):
-  if not record.get('confusion'):  # Most tasks have no labels.
+  tables = evaluate_labels.tables(record)
+  if tables is None:  # Most tasks have no labels.
     return
   show.heading('confused labels')
-  pairs = parts_lib.confused(record)
-  for wanted, said, base, tuned in pairs[:PAIRS]:
-    counts = f'{_count(tuned)} (base {_count(base)})'
-    show.words(f'{counts}: {wanted} taken for {said}')
+  pairs = evaluate_labels.confused(tables)
+  for pair in pairs[:PAIRS]:
+    counts = f'{_count(pair.tuned)} (base {_count(pair.base)})'
+    show.words(f'{counts}: {pair.wanted} taken for {pair.said}')
   if (more := len(pairs) - PAIRS) > 0:
     said = f'{parts_lib.count(more, "more pair")} on the page'
     show.words(said, style='dim')
