@@ -180,7 +180,7 @@ def test_a_button_shows_its_own_rows_and_no_others(labels):
     assert sum(f'f{i}' in classes for classes in rows_of(page)) == group.shown
     assert f'#f{i}:checked ~ .row:not(.f{i}) {{ display: none; }}' in page
     assert f'id="f{i}"' in page and f'<label for="f{i}">' in page
-    said = f'{group.shown:,} of {group.total:,} rows are shown.'
+    said = f'{group.shown:,} of {group.total:,} rows are shown;'
     assert (said in page) is (group.shown < group.total)
   assert len(rows_of(page)) == len(rows)
 

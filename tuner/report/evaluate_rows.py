@@ -8,7 +8,7 @@ MOST = 50  # rows of each metric and side
 CHARACTERS = 800  # of each text
 SAMPLES = 12
 _DIFFED = 2000  # characters of a text that are compared
-_OPEN = 6  # of the rows, that need no click
+_OPEN = 4  # rows of each side that need no click
 
 
 def flips(
@@ -40,10 +40,14 @@ def flips(
       if group.shown < group.total:
         notes.append(
           f'<p class="soft note n{i}">{group.shown:,} of {group.total:,} rows '
-          'are shown.</p>'
+          'are shown; all answers are in eval/*.predictions.jsonl.</p>'
         )
   places = {(g.metric, g.side): f'f{i + 1}' for i, g in enumerate(picks)}
-  shown = [_flip(i, row, places) for i, row in enumerate(rows)]
+  sides = [bool(row.lost) for row in rows]
+  shown = [
+    _flip(row, places, sides[:i].count(sides[i]) < _OPEN)
+    for i, row in enumerate(rows)
+  ]
   body = [*buttons, f'<div class="chips">{"".join(labels)}</div>']
   return (
     f'<style>{chr(10).join(rules)}</style>\n<div>'
@@ -70,7 +74,7 @@ def _left(groups):
   return f'<p class="soft">No row was {escape.html(", ".join(none))}.</p>'
 
 
-def _flip(i, row, places):
+def _flip(row, places, is_open):
   classes = ['row']
   said = []
   for side, names in (('lost', row.lost), ('won', row.won)):
@@ -87,7 +91,7 @@ def _flip(i, row, places):
     title += f'<span class="peek"> · {_excerpt(known)}</span>'
     outputs = [side and side['output'] for side in (row.base, row.tuned)]
     body = _texts(known, *outputs)
-  return _details(' '.join(classes), title, body, i < _OPEN)
+  return _details(' '.join(classes), title, body, is_open)
 
 
 def samples(samples: Sequence[Mapping]) -> str:
@@ -98,7 +102,7 @@ def samples(samples: Sequence[Mapping]) -> str:
       'row',
       _excerpt(sample),
       _texts(sample, sample.get('base'), sample.get('tuned')),
-      i < _OPEN // 2,
+      i < _OPEN,
     )
     for i, sample in enumerate(kept)
   ]
