@@ -161,10 +161,9 @@ def _alphas(suites, side, alphas, metric) -> list[dict[str, Any]]:
   for alpha, system in alphas:
     score = suites.found(side, system)['metrics'][metric]
     point = {'alpha': alpha, **{k: score[k] for k in ('value', 'low', 'high')}}
-    point[select.INCREASE] = None
-    if suites.retention is not None:
-      general = suites.found(suites_lib.RETENTION, system)['metrics']
-      point[select.INCREASE] = float(general[select.INCREASE]['value'])
+    general = _metrics(suites.found(suites_lib.RETENTION, system)) or {}
+    rise = general.get(select.INCREASE)
+    point[select.INCREASE] = None if rise is None else float(rise['value'])
     points.append(point)
   return points
 

@@ -117,8 +117,14 @@ def choose_step(
     raise ValueError(
       f'--workdir: {workdir} has no committed checkpoint yet: train first.'
     )
+  listed = ', '.join(map(str, steps))
   if step is None:
     step = select_lib.choice(workdir, select)
+    if step is not None and step not in steps:
+      raise ValueError(
+        f'config.select chooses step {step}, which was not kept in {workdir}; '
+        f'there are {listed}: name one, as --step={steps[-1]}.'
+      )
   if step is None:
     for newest in reversed(steps):
       if not (fault := commits.fault(workdir, newest)):
@@ -127,8 +133,7 @@ def choose_step(
     raise RuntimeError(f'{workdir}: no checkpoint is as it was committed.')
   if step not in steps:
     raise ValueError(
-      f'--step: {step} is not committed in {workdir}; there are '
-      f'{", ".join(map(str, steps))}.'
+      f'--step: {step} is not committed in {workdir}; there are {listed}.'
     )
   if fault := commits.fault(workdir, step):
     raise RuntimeError(f'step {step} cannot be read: {fault}')

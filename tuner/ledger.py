@@ -89,13 +89,13 @@ def seconds(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def seconds_text(found: Mapping[str, float]) -> str:
-  """'training took 553 s; evaluation 41 s, 7.4 % of that; retention ...'."""
+  """'training took 553 s; retention took 31 s, 5.6 % of training'."""
   training = found['training']
-  parts = [f'training took {training:.0f} s']
+  parts = [f'training took {training:.3g} s']
   for what, spent in found.items():
     if what != 'training':
       share = f', {spent / training:.1%} of training' if training else ''
-      parts.append(f'{what} took {spent:.0f} s{share}'.replace('%', ' %'))
+      parts.append(f'{what} took {spent:.3g} s{share}'.replace('%', ' %'))
   return '; '.join(parts)
 
 

@@ -17,8 +17,10 @@ from typing import Any
 
 from tuner import experiment as experiment_lib
 from tuner import ledger as ledger_lib
-from tuner import measure, rundir
+from tuner import measure, opening, rundir
 from tuner.data import split as split_lib
+from tuner.evals import plan
+from tuner.evals import retention as retention_lib
 from tuner.models import policy
 
 BASE = 'base'
@@ -67,7 +69,8 @@ class Suites:
       for side in sides
     }
     self.digest = split_lib.digest(experiment.split.test)
-    self.retention = _retention(experiment)
+    # None: it is turned off, or there is nothing that it may cost.
+    self.retention = _retention(experiment, self.folder)
 
   def base(self, make: Make) -> System:
     """The untuned model."""
@@ -157,10 +160,43 @@ def line(step: int, task: Found, retained: Found | None) -> Found:
   }
 
 
-def _retention(experiment: experiment_lib.Experiment) -> Any:
-  """tuner.evals.retention.Retention; None where it is turned off."""
-  del experiment
-  return None
+def measurements(experiment: experiment_lib.Experiment) -> int:
+  """How often a run measures general ability, base and end among them."""
+  own, steps = experiment.config, experiment.total_steps
+  every = own.evaluate.every
+  is_last_due = every and (steps % every == 0 or own.select.metric is not None)
+  within = steps // every if every else 0
+  if is_last_due and steps % every:
+    within += 1
+  return 1 + within + (0 if is_last_due else 1)
+
+
+def _retention(
+  experiment: experiment_lib.Experiment, folder: pathlib.Path
+) -> retention_lib.Retention | None:
+  """How general ability is measured; says what is, and what is not, and why."""
+  own, source = experiment.config, experiment.source
+  if not own.retention.share:
+    return None
+  tokens = experiment.total_steps * source.rows * source.tokens
+  if own.data.access != 'stream':
+    tokens = int(tokens * source.fill)
+  budget = plan.allowance(own.retention.share, tokens, measurements(experiment))
+  key = json.dumps(experiment.facts['model'], sort_keys=True)
+  found = retention_lib.Retention(
+    own.retention, experiment.tokenizer, experiment.stop_ids,
+    experiment.model, budget, folder, key,
+  )  # fmt: skip
+  bound = own.select.max_nats_increase
+  if bound is not None and not found.plan.texts:
+    raise ValueError(
+      f'config.select.max_nats_increase: {bound}, but no general text is '
+      f'measured. {"; ".join(found.lines)}'
+    )
+  for line in found.lines:
+    opening.say(line)
+  parts = found.plan.texts, found.plan.quiz, found.plan.prompts
+  return found if any(parts) else None
 
 
 def _plain(score: Mapping[str, Any]) -> dict[str, Any]:
