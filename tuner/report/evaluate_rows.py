@@ -21,48 +21,55 @@ def flips(
   """
   rows, groups = evaluate_flips.flips(record, base, tuned, MOST)
   picks = [group for group in groups if group.total]
-  rules, buttons, labels, notes = [], [], [], []
-  for i, group in enumerate([None, *picks]):
-    buttons.append(
-      f'<input class="pick" type="radio" name="flip" id="f{i}"'
-      f'{" checked" if group is None else ""}>'
-    )
-    labels.append(f'<label for="f{i}">{_label(group)}</label>')
-    rules.append(
-      f'#f{i}:checked ~ .chips label[for=f{i}] {{ border-color: var(--text);'
-      ' box-shadow: inset 0 0 0 1px var(--text); }\n'
-      f'#f{i}:focus-visible ~ .chips label[for=f{i}] '
-      '{ outline: 2px solid var(--bar); }'
-    )
-    if group is not None:
-      rules.append(f'#f{i}:checked ~ .row:not(.f{i}) {{ display: none; }}')
-      rules.append(f'#f{i}:checked ~ .n{i} {{ display: block; }}')
-      if group.shown < group.total:
-        notes.append(
-          f'<p class="soft note n{i}">{group.shown:,} of {group.total:,} rows '
-          'are shown; all answers are in eval/*.predictions.jsonl.</p>'
-        )
-  places = {(g.metric, g.side): f'f{i + 1}' for i, g in enumerate(picks)}
+  places = {(g.metric, g.side): f'f{i}' for i, g in enumerate(picks, 1)}
   sides = [bool(row.lost) for row in rows]
   shown = [
     _flip(row, places, sides[:i].count(sides[i]) < _OPEN)
     for i, row in enumerate(rows)
   ]
-  body = [*buttons, f'<div class="chips">{"".join(labels)}</div>']
+  buttons = [_button(i) for i in range(len(picks) + 1)]
+  labels = ''.join(_label(i, group) for i, group in enumerate([None, *picks]))
+  rules = [_FOCUS.format(i=i) for i in range(len(picks) + 1)]
+  rules += [_PICK.format(i=i) for i in range(1, len(picks) + 1)]
+  notes = [_note(i, group) for i, group in enumerate(picks, 1)]
+  body = [*buttons, f'<div class="chips">{labels}</div>', _left(groups)]
   return (
-    f'<style>{chr(10).join(rules)}</style>\n<div>'
-    + '\n'.join([*body, _left(groups), *notes, *shown])
+    f'<style>{"".join(rules)}</style>\n<div>'
+    + '\n'.join([*body, *notes, *shown])
     + '</div>'
   )
 
 
-def _label(group):
-  if group is None:
-    return 'all shown'
-  tone = 'bad' if group.side == 'lost' else 'good'
+_FOCUS = """
+#f{i}:checked ~ .chips label[for=f{i}] {{ border-color: var(--text);
+  box-shadow: inset 0 0 0 1px var(--text); }}
+#f{i}:focus-visible ~ .chips label[for=f{i}] {{ outline: 2px solid var(--bar);
+  }}"""
+_PICK = """
+#f{i}:checked ~ .row:not(.f{i}) {{ display: none; }}
+#f{i}:checked ~ .n{i} {{ display: block; }}"""
+
+
+def _button(i):
+  checked = '' if i else ' checked'
+  return f'<input class="pick" type="radio" name="flip" id="f{i}"{checked}>'
+
+
+def _label(i, group):
+  said = 'all shown'
+  if group is not None:
+    tone = 'bad' if group.side == 'lost' else 'good'
+    counted = f'<b class="{tone}">{group.side} {group.total:,}</b>'
+    said = f'{escape.html(group.metric)} {counted}'
+  return f'<label for="f{i}">{said}</label>'
+
+
+def _note(i, group):
+  if group.shown == group.total:
+    return ''
   return (
-    f'{escape.html(group.metric)} <b class="{tone}">{group.side} '
-    f'{group.total:,}</b>'
+    f'<p class="soft note n{i}">{group.shown:,} of {group.total:,} rows are '
+    'shown; all answers are in eval/*.predictions.jsonl.</p>'
   )
 
 
