@@ -243,6 +243,16 @@ def test_equal_logits_are_kept_or_cut_together():
     )
 
 
+def test_the_least_difference_of_logits_is_one():
+  """Cuts are exact to the last bit of a float32, near and far."""
+  for far in (1.0, 30.0):
+    below = np.nextafter(np.float32(-far), np.float32(-np.inf))
+    below = np.nextafter(below, np.float32(-np.inf))
+    logits = np.array([[0.0, below, -far]], np.float32)
+    kept = chances(logits, Sampling(1.0, top_k=2))[0] > 0
+    np.testing.assert_array_equal(kept, [True, False, True])
+
+
 def test_a_low_temperature_is_the_argmax_and_never_nan():
   logits = random_logits(3)
   rows = [Sampling(1e-6), Sampling(1e-6, top_p=0.9), Sampling(1e-6, 5)]
