@@ -77,8 +77,9 @@ def test_a_difference_is_good_where_its_interval_is(name, low, high, state):
     (0, '0.000'),
     (0.4571, '0.457'),
     (9.9994, '9.999'),
-    (9.9996, '10.0'),
-    (-12.34, '-12.3'),
+    (9.9996, '10.00'),
+    (-12.34, '-12.34'),
+    (99.996, '100.0'),
     (1234.56, '1,234.6'),
     (5e6, '5e+06'),
     (0.00042, '4e-04'),
@@ -251,6 +252,25 @@ def test_tasks_of_the_harness_have_intervals(made):
     ['arc acc', '0.310 [0.290, 0.330]', '– [–, –]', '500'],
     ['arc f1', '0.310', '–', '500'],
   ]
+
+
+@pytest.mark.parametrize(
+  ('given', 'titles'),
+  [
+    (['content', 'content', 'format', ''], ['content', 'format', 'other']),
+    (['format', 'content'], ['content', 'format']),
+    (['', ''], []),
+  ],
+)
+def test_kinds_are_titles_where_there_are_any(given, titles):
+  metric = {'value': 1.0, 'low': 0.9, 'high': 1.0, 'n': 9}
+  own = {f'm{i}': metric | {'kind': kind} for i, kind in enumerate(given)}
+  rows = evaluate_parts.metrics({'systems': {'tuned': own}})
+  found = list(evaluate_parts.kinds(rows))
+  assert [title for title, _ in found if title] == titles
+  assert [row for _, row in found] == rows
+  text = plain(({'systems': {'tuned': own}}, [], []))
+  assert re.findall('^(content|format|other)$', text, re.MULTILINE) == titles
 
 
 def test_an_empty_record_says_so():

@@ -86,11 +86,10 @@ def _scores(record):
   single = _missing(record, 'base', 'tuned')
   yield '<h2>Base and tuned</h2>' + (single or _missing(record, 'comparison'))
   head = ('', 'base', 'tuned', 'tuned − base', 'p', 'won', 'tied', 'lost', 'n')
-  body, last = [], None
-  for row in rows:
-    if row.kind != last:
-      last = row.kind
-      said = escape.html(_KINDS.get(last, last) or 'other')
+  body = []
+  for title, row in parts_lib.kinds(rows):
+    if title:
+      said = escape.html(_KINDS.get(title, title))
       body.append(
         f'<tr><th class="kind" colspan="{len(head)}">{said}</th></tr>'
       )

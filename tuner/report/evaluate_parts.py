@@ -28,7 +28,7 @@ Nothing in it is escaped, nor in what is returned here; the pages do that.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 KINDS = ('content', 'format', 'likelihood')
@@ -39,8 +39,8 @@ MISSING = {
   'tuned': 'no tuned model was measured: train, or evaluate --step=N',
   'comparison': 'base and tuned were not compared row by row: no answers were '
   'generated; config.evaluate.metrics',
-  'retention': 'general ability was not measured: config.retention.share above '
-  '0, and the texts that scripts/fetch_retention.py writes',
+  'retention': 'general ability was not measured: a greater '
+  'config.retention.share, or what scripts/fetch_retention.py writes',
   'checkpoints': 'no checkpoints were measured on the way: '
   'config.evaluate.every above 0',
   'alphas': 'weights between base and tuned were not measured: evaluate '
@@ -75,6 +75,15 @@ def metrics(record: Mapping) -> list[Row]:
   rows = _rows(systems.get('base'), systems.get('tuned'), differences)
   order = {kind: i for i, kind in enumerate(KINDS)}
   return sorted(rows, key=lambda row: order.get(row.kind, len(KINDS)))
+
+
+def kinds(rows: Sequence[Row]) -> Iterator[tuple[str | None, Row]]:
+  """Each row, and before the first of a kind its name; None: no title."""
+  has_kinds, last = any(row.kind for row in rows), ''
+  for row in rows:
+    own = row.kind or ('other' if has_kinds else '')
+    yield (own if own != last else None), row
+    last = own
 
 
 def retention(record: Mapping) -> list[Row]:
@@ -186,7 +195,7 @@ def side(name: str, difference: Mapping) -> str:
 
 
 def number(value: Any, sign: bool = False) -> str:
-  """Three decimals of what is below 10, one of more, – of what is none."""
+  """Three decimals of what is below 10, fewer of more, – of what is none."""
   if value is None or not math.isfinite(float(value)):
     return NAN
   value, plus = float(value), '+' if sign else ''
@@ -195,7 +204,7 @@ def number(value: Any, sign: bool = False) -> str:
     return f'{value:{plus}.0e}'
   if size >= 1e6:
     return f'{value:{plus}.3g}'
-  digits = 3 if size < 9.9995 else 1
+  digits = 3 if size < 9.9995 else 2 if size < 99.995 else 1
   return f'{value:{plus},.{digits}f}'
 
 

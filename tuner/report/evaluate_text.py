@@ -52,10 +52,10 @@ def _scores(show, record):
     return
   show.lines.append('')
   table: list[tuple] = []
-  for row, is_first in _with_kinds(row for row in rows if row.difference):
-    own = row.difference
-    if is_first:
-      table.append((row.kind or 'other', None))
+  for title, row in parts_lib.kinds([row for row in rows if row.difference]):
+    own = row.difference or {}
+    if title:
+      table.append((title, None))
     counts = [_count(own.get(k)) for k in ('wins', 'ties', 'losses')]
     p = parts_lib.chance(own['p']).removeprefix('p ').removeprefix('= ')
     style = parts_lib.side(row.name, own)
@@ -66,23 +66,15 @@ def _scores(show, record):
 
 def _systems(show, rows):
   table: list[tuple] = []
-  for row, is_first in _with_kinds(rows):
-    if is_first and row.kind:
-      table.append((row.kind, None))
+  for title, row in parts_lib.kinds(rows):
+    if title:
+      table.append((title, None))
     both = [
       parts_lib.plain(system) if system else parts_lib.NAN
       for system in (row.base, row.tuned)
     ]
     table.append((f'  {row.name}', None, *both, _count(row.n)))
   show.table(('base', 'tuned', 'n'), table)
-
-
-def _with_kinds(rows):
-  """(row, whether it is the first of its kind)."""
-  last = None
-  for row in rows:
-    yield row, row.kind != last
-    last = row.kind
 
 
 def _count(n):
