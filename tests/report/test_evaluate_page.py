@@ -192,6 +192,14 @@ def test_sides_without_rows_are_said(made):
   assert 'No row was lost by json_valid, lost by stopped.' in text
 
 
+def test_where_no_row_flipped_there_are_no_buttons(made):
+  for flips in made[0]['comparison']['flips'].values():
+    flips |= {'won': [], 'lost': []}
+  reader = check_inert(page_of(made))
+  assert 'No row was lost by json_equal, won by json_equal' in reader.text
+  assert not {'input', 'label'} & {tag for tag, _ in reader.tags}
+
+
 def test_what_is_cut_is_counted():
   text = Reader(evaluate_rows.text('x' * 5000)).text
   assert text == 'x' * evaluate_rows.CHARACTERS + ' … 4,200 characters more'
@@ -277,12 +285,12 @@ def test_points_without_a_place_are_counted(made):
   for point in record['checkpoints'][:3]:
     point['nats_increase'] = None
   text = Reader(page_of(made)).text
-  assert '3 of them not drawn' in text
+  assert '– 3 points not drawn' in text
   for point in (*record['checkpoints'], *record['alphas']):
     point['nats_increase'] = None
   page = page_of(made)
   assert '<svg' not in page
-  assert '16 of them not drawn' in Reader(page).text
+  assert '– 16 points not drawn' in Reader(page).text
   assert 'step 242' in Reader(page).text
 
 

@@ -49,8 +49,7 @@ def html(
     *_curve(record),
     *_confused(record),
     '<h2>Rows that flipped</h2>',
-    _missing(record, 'flips')
-    or _LEGEND + evaluate_rows.flips(record, *predictions),
+    _missing(record, 'flips') or evaluate_rows.flips(record, *predictions),
     '<h2>Sample predictions</h2>',
     _missing(record, 'samples') or evaluate_rows.samples(record['samples']),
     '<h2>Facts</h2>',
@@ -64,14 +63,6 @@ def html(
     f'<title>{h(title)}</title>\n<style>{evaluate_style.CSS}</style></head>\n'
     '<body><main>\n' + '\n'.join(body) + '\n</main></body></html>\n'
   )
-
-
-_LEGEND = (
-  '<p class="legend">Won: tuned scores higher than base. '
-  '<mark>Marked</mark>: differs from the wanted answer; '
-  '<mark class="gap"></mark>: something of it is missing here. '
-  '<code>↵</code> is a newline.</p>'
-)
 
 
 def _missing(record, *names):
@@ -180,13 +171,14 @@ def _curve(record):
   if not points and not alphas:
     return
   metric = str(points[0]['metric'] if points else parts_lib.main_metric(record))
-  if drawn := evaluate_plot.curve(points, alphas, bound, metric):
+  drawn = evaluate_plot.curve(points, alphas, bound, metric)
+  if drawn:
     yield f'<div class="box figure">{drawn}</div>'
     yield _drawn(points, alphas, record.get('split'))
   if more := evaluate_plot.undrawn([*points, *alphas]):
     yield (
-      f'<p class="soft">{more:,} of them not drawn: general text was not '
-      'measured there.</p>'
+      f'<p class="soft">– {parts_lib.count(more, "point")} not drawn: general '
+      'text was not measured there</p>'
     )
   yield _missing(record, 'alphas')
   rows = [
@@ -202,7 +194,8 @@ def _curve(record):
     for point in alphas
   ]
   table = _table(('', metric, 'general nats', ''), rows)
-  yield f'<details><summary>the numbers</summary>{table}</details>'
+  is_open = '' if drawn else ' open'
+  yield f'<details{is_open}><summary>the numbers</summary>{table}</details>'
 
 
 def _drawn(points, alphas, split):
@@ -234,7 +227,8 @@ def _confused(record):
 
 def _facts(record):
   rows = [
-    f'<tr><th>{escape.html(name)}</th><td>{escape.html(value)}</td></tr>'
+    f'<tr><th>{escape.html(name)}</th>'
+    f'<td class="fact">{escape.html(value)}</td></tr>'
     for name, value in parts_lib.facts(record)
   ]
   return f'<div class="box"><table>{"".join(rows)}</table></div>'

@@ -21,6 +21,8 @@ def flips(
   """
   rows, groups = evaluate_flips.flips(record, base, tuned, MOST)
   picks = [group for group in groups if group.total]
+  if not picks:
+    return _left(groups)
   places = {(g.metric, g.side): f'f{i}' for i, g in enumerate(picks, 1)}
   sides = [bool(row.lost) for row in rows]
   shown = [
@@ -34,12 +36,18 @@ def flips(
   notes = [_note(i, group) for i, group in enumerate(picks, 1)]
   body = [*buttons, f'<div class="chips">{labels}</div>', _left(groups)]
   return (
-    f'<style>{"".join(rules)}</style>\n<div>'
+    f'{_LEGEND}<style>{"".join(rules)}</style>\n<div>'
     + '\n'.join([*body, *notes, *shown])
     + '</div>'
   )
 
 
+_LEGEND = (
+  '<p class="legend">Won: tuned scores higher than base. '
+  '<mark>Marked</mark>: differs from the wanted answer; '
+  '<mark class="gap"></mark>: something of it is missing here. '
+  '<code>↵</code> is a newline.</p>'
+)
 _FOCUS = """
 #f{i}:checked ~ .chips label[for=f{i}] {{ border-color: var(--text);
   box-shadow: inset 0 0 0 1px var(--text); }}

@@ -37,6 +37,8 @@ tbody th:first-child { white-space: normal; overflow-wrap: anywhere;
   min-width: 110px; max-width: 260px; }
 tbody th, tbody td { border-top: 1px solid var(--line); }
 tbody th.kind { color: var(--soft); font-size: 13px; padding-top: 12px; }
+td.fact { text-align: left; white-space: normal; width: 100%;
+  overflow-wrap: anywhere; }
 td small { display: block; color: var(--soft); font-size: 12px; }
 tr.chosen { font-weight: 600; } tr.out > * { color: var(--soft); }
 .figure { padding: 14px 14px 8px; }
