@@ -50,26 +50,66 @@ def empty(model: decoder.Decoder, rows: int, slots: int) -> Memory:
   return held(memory)
 
 
-def grown(model: decoder.Decoder, memory: Memory, slots: int) -> Memory:
-  """The same with more slots. No ring may have gone round."""
-  wider = {}
+def resized(model: decoder.Decoder, memory: Memory, slots: int) -> Memory:
+  """The same with more slots, or with fewer where no row needs the others."""
+  found = {}
   for name, (_, window) in _stores(model).items():
     size = ring(window, slots)
-    wider[name] = tuple(
-      jnp.pad(x, ((0, 0),) * 3 + ((0, size - x.shape[3]), (0, 0)))
-      for x in memory[name]
+    found[name] = tuple(_resized(x, size) for x in memory[name])
+  return held(found)
+
+
+def _resized(x, size):
+  """No ring goes round that is not as long as its window, and stays so."""
+  more = max(size - x.shape[3], 0)
+  return jnp.pad(x, ((0, 0),) * 3 + ((0, more), (0, 0)))[:, :, :, :size]
+
+
+def put(
+  stacked: decoder.Decoder, memory: Memory, group: Memory, places_B
+) -> Memory:
+  """The cache with a stacked model's rows at these places, where they are.
+
+  Layer by layer where the cache is so: one small program serves them all.
+  """
+  if _own_name(0) not in memory:
+    return {
+      name: _put(memory[name], group[name], None, places_B) for name in memory
+    }
+  return {
+    _own_name(layer): _put(
+      memory[_own_name(layer)], group[name], np.int32(index), places_B
     )
-  return held(wider)
+    for layer, (name, index) in enumerate(_places(stacked))
+  }
+
+
+@jax.jit(donate_argnums=0)
+def _put(pair, new, index, places_B):
+  """An array of the cache with all, or one, of the group's layers in it."""
+  if index is not None:
+    new = _map(lambda x: x[index][None], new)
+  both = zip(pair, new, strict=True)
+  found = tuple(x.at[:, places_B].set(one, mode='drop') for x, one in both)
+  return held({'': found})['']
 
 
 def as_prefix(memory: Memory) -> Memory:
-  """The rows' slots side by side, [L, K, B * S, H], for `Step.prefix`."""
+  """The rows of a stacked model's cache side by side, [L, K, B * S, H]."""
 
   def one(x):
     x = jnp.moveaxis(x, 1, 2)
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
   return jax.tree.map(one, memory)
+
+
+def split(stacked: decoder.Decoder, prefix: Memory) -> Memory:
+  """A stacked model's prefix layer by layer."""
+  found = {}
+  for layer, (name, index) in enumerate(_places(stacked)):
+    found[_own_name(layer)] = tuple(x[index][None] for x in prefix[name])
+  return found
 
 
 def held(memory: Memory) -> Memory:
@@ -90,27 +130,43 @@ def held(memory: Memory) -> Memory:
 
 def _stores(model: decoder.Decoder) -> dict[str, tuple[int, int | None]]:
   """(layers, window) of each array of the cache, by name."""
-  layers = model.config.layers
+  windows = [layer.window for layer in model.config.layers]
   if not model.is_stacked:
-    return {_name(i, layer.window): (1, layer.window)
-            for i, layer in enumerate(layers)}  # fmt: skip
-  windows = [layer.window for layer in layers]
-  return {_name(None, w): (windows.count(w), w) for w in windows}
+    return {_own_name(i): (1, window) for i, window in enumerate(windows)}
+  return {_shared_name(w): (windows.count(w), w) for w in windows}
 
 
-def _name(layer: int | None, window: int | None) -> str:
-  return f'window {window}' if layer is None else f'layer {layer}'
+def _places(stacked: decoder.Decoder) -> list[tuple[str, int]]:
+  """Where each layer of a stacked model is: an array's name, an index in it."""
+  places, counts = [], dict[str, int]()
+  for layer in stacked.config.layers:
+    name = _shared_name(layer.window)
+    places.append((name, counts.get(name, 0)))
+    counts[name] = places[-1][1] + 1
+  return places
+
+
+def _own_name(layer: int) -> str:
+  return f'layer {layer}'
+
+
+def _shared_name(window: int | None) -> str:
+  return f'window {window}'
+
+
+def _map(function, pair):
+  return tuple(function(x) for x in pair)
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """The `attend` of one pass of rows [B] over T tokens, see blocks.Call.
+  """The `attend` of one pass over T tokens of rows [B], see blocks.Call.
 
-  layout: of the cache. rows_B: each row's place in the cache; one that is not
-    there is not written. own_BT: own positions. ends_B: own positions after the
-    row's last real token. prefix: of `as_prefix`. adapter_B: each row's.
-  has_past: whether what rows hold already is seen. is_one: T = 1 and the
-    rows are those of the cache, in order.
+  layout, prefix: what the rows share, by `as_prefix` or `split`. adapter_B:
+  each row's. own_BT: own positions, the first the same in all rows unless T
+  is 1. ends_B: own positions after each row's last real token.
+  kind: 'decode' of one token; 'prefill' of texts that begin with these
+  tokens; 'chunk' of texts of which the rows hold what came before.
   """
 
   model: decoder.Decoder
@@ -119,30 +175,23 @@ class Step:
   adapter_B: jax.Array
   own_BT: jax.Array
   ends_B: jax.Array
-  rows_B: jax.Array | None = None
-  has_past: bool = False
+  kind: str
 
   def attend(self, q, k, v, look, sinks, layer, memory):
     name, index = self._place(layer, look.window)
-    ours = memory[name]
-    if self.rows_B is None:
-      ours, parts = self._one(ours, index, k, v, look.window)
-    else:
-      ours, parts = self._many(ours, index, k, v, look.window)
+    advance = self._one if self.kind == 'decode' else self._many
+    ours, parts = advance(memory[name], index, k, v, look.window)
     if self.layout.prefix:
       parts = [self._shared(name, index, look.window), *parts]
     out = attention.over(q, parts, look, sinks)
     return out, memory | {name: ours}
 
   def _place(self, layer, window) -> tuple[str, Any]:
-    """(the array of a layer, its index there)."""
+    """(the name of a layer's array, its index there)."""
     if not self.model.is_stacked:
-      return _name(layer, window), 0
-    place_L, counts = [], dict[Any, int]()
-    for one in self.model.config.layers:
-      place_L.append(counts.get(one.window, 0))
-      counts[one.window] = place_L[-1] + 1
-    return _name(None, window), jnp.array(place_L)[layer]
+      return _own_name(layer), 0
+    index_L = jnp.array([index for _, index in _places(self.model)])
+    return _shared_name(window), index_L[layer]
 
   def _one(self, ours, index, k, v, window):
     """(cache, its part) after a token a row has joined it."""
@@ -161,25 +210,24 @@ class Step:
     """(cache, parts): each row sees its past, if any, and its own tokens."""
     start_B = self.own_BT[:, 0]
     size = ours[0].shape[3]
-    new = tuple(jnp.swapaxes(x, 1, 2) for x in (k, v))
+    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
     mask = attention.sees(self.own_BT, self.own_BT, window)
-    parts = [attention.Part(new[0], new[1], mask)]
-    past = tuple(x[index, self.rows_B] for x in ours)
-    if self.has_past:
+    parts = [attention.Part(k, v, mask)]
+    old = tuple(x[index] for x in ours)
+    if self.kind == 'chunk':
       at_BS = attention.positions_of_slots(start_B - 1, size)
       mask = attention.sees(self.own_BT, at_BS, window)
-      parts = [attention.Part(past[0], past[1], mask), *parts]
+      parts = [attention.Part(old[0], old[1], mask), *parts]
     # The last position of each slot that is no padding, if it is among these.
     last_B = jnp.minimum(self.ends_B, start_B + self.own_BT.shape[1]) - 1
     from_BS = attention.positions_of_slots(last_B, size) - start_B[:, None]
     is_new = (from_BS >= 0)[:, None, :, None]
     from_BS = jnp.maximum(from_BS, 0)[:, None, :, None]
     ours = tuple(
-      x.at[index, self.rows_B].set(
-        jnp.where(is_new, jnp.take_along_axis(one, from_BS, axis=2), old),
-        mode='drop',
+      x.at[index].set(
+        jnp.where(is_new, jnp.take_along_axis(new, from_BS, axis=2), was)
       )
-      for x, one, old in zip(ours, new, past, strict=True)
+      for x, new, was in zip(ours, (k, v), old, strict=True)
     )
     return ours, parts
 

@@ -13,14 +13,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from tuner.generate import cache, steps
 from tuner.generate import prefix as prefix_lib
 from tuner.generate import sampling as sampling_lib
-from tuner.generate import steps
 from tuner.models import decoder, linear
 
 # Tokens a call of prefill: enough that a product's time goes by its size.
 PREFILL_TOKENS = 256
-WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256)  # Of prompts; longer: in chunks.
+WIDTHS = (
+  8,
+  16,
+  24,
+  32,
+  48,
+  64,
+  96,
+  128,
+  192,
+  256,
+)  # Of prompts; longer: in chunks.
+UNSTACKED = ('cpu',)  # Where a slice of a stack of layers is a copy.
 STEPS_OF_TEXT = 8  # Steps a call where stop strings are looked for.
 SLOTS = 64  # The least of a cache; it doubles as texts grow.
 
@@ -116,13 +128,15 @@ class _Batch:
     self.requests, self.text_of = requests, decode
     self.stop_ids = np.array(sorted(set(stop_ids)), np.int32)
     self.answers = [Answer([], []) for _ in requests]
-    # XLA:CPU copies what it slices out of a stack of layers.
-    is_cpu = jax.default_backend() == 'cpu'
-    self.model = steps.unstacked(model) if is_cpu else model
-    self.shared = prefix_lib.find(self.model, requests)
-    # Those of about one length meet in a group, the longest last.
+    is_split = jax.default_backend() in UNSTACKED
+    self.stacked = model
+    self.model = decoder.unstacked(model) if is_split else model
+    self.shared = prefix_lib.find(model, requests, is_split)
+    self.skip = self.shared.length
+    # Those of about one length meet in a group. The longest first: those that
+    # follow then fit its width, and no row of the group is empty.
     self.waiting = sorted(
-      range(len(requests)), key=lambda i: len(requests[i].prompt)
+      range(len(requests)), key=lambda i: -len(requests[i].prompt)
     )
     size = min(rows, _power_of_two(len(requests)))
     self.row: list[int | None] = [None] * size  # The request of each row.
@@ -133,6 +147,11 @@ class _Batch:
   @property
   def is_busy(self) -> bool:
     return bool(self.waiting) or any(i is not None for i in self.row)
+
+  @property
+  def _places(self) -> list[int]:
+    """The rows under way."""
+    return [row for row, i in enumerate(self.row) if i is not None]
 
   def fill(self) -> None:
     """Prefills waiting prompts into free rows, a group at a time."""
@@ -146,45 +165,44 @@ class _Batch:
 
   def _next_group(self) -> tuple[int, int, int]:
     """(how many of those that wait, rows of the call, its width)."""
-    found = (0, 0, 0)
-    for count, i in enumerate(self.waiting[: len(self.row)], 1):
-      width = _width(len(self.requests[i].prompt) - self.shared.length)
-      size = max(1, min(len(self.row), PREFILL_TOKENS // width))
-      if count > size:
-        break
-      found = count, size, width
-    return found
+    width = _width(len(self.requests[self.waiting[0]].prompt) - self.skip)
+    size = max(1, min(len(self.row), PREFILL_TOKENS // width))
+    return min(size, len(self.waiting)), size, width
 
   def _prefill(self, group, places, size, width) -> None:
     """Fills the rows at `places`; the call's other rows are nobody's."""
-    skip = self.shared.length
     lengths = np.ones(size, np.int32)
-    rows_B = np.full(size, len(self.row), np.int32)
-    rows_B[: len(group)] = places
     for row, i in enumerate(group):
-      lengths[row] = len(self.requests[i].prompt) - skip
-    self._make_room(lengths.max())
+      lengths[row] = len(self.requests[i].prompt) - self.skip
     tokens = np.zeros((size, -(-lengths.max() // width) * width), np.int32)
     for row, i in enumerate(group):
-      tokens[row, : lengths[row]] = self.requests[i].prompt[skip:]
+      tokens[row, : lengths[row]] = self.requests[i].prompt[self.skip :]
+    self._make_room(
+      max(lengths.max(), self.own[self._places].max(initial=0) + 1)
+    )
+    layout = self.shared.layout(self.slots)
     rows = self._rows([*group, *[None] * (size - len(group))])
+    memory = steps.empty(self.stacked, size, self.slots)
     token_B, logprob_B = np.zeros(size, np.int32), np.zeros(size, np.float32)
     for start in range(0, tokens.shape[1], width):
-      self.memory, found = steps.prefill(
-        self.model, self.memory, self.shared.memory,
-        self.shared.layout(self.slots), tokens[:, start : start + width],
-        np.int32(start), lengths, rows_B, rows, True if start else None,
+      memory, found = steps.prefill(
+        self.stacked, memory, self.shared.memory, layout,
+        'chunk' if start else 'prefill', tokens[:, start : start + width],
+        np.int32(start), lengths, rows,
       )  # fmt: skip
       is_last = (lengths > start) & (lengths <= start + width)
       token_B = np.where(is_last, found.token_B, token_B)
       logprob_B = np.where(is_last, found.logprob_B, logprob_B)
+    nowhere = len(self.row)
+    places_B = np.array([*places, *[nowhere] * (size - len(group))], np.int32)
+    self.memory = cache.put(self.stacked, self.memory, memory, places_B)
     for row, (i, place) in enumerate(zip(group, places, strict=True)):
       self.row[place], self.own[place] = i, lengths[row] - 1
       self._take(place, token_B[row : row + 1], logprob_B[row : row + 1])
 
   def decode(self) -> None:
     """One call of steps.decode for the rows under way."""
-    places = [row for row, i in enumerate(self.row) if i is not None]
+    places = self._places
     if not places:
       return
     most = self._most_steps(places)
@@ -193,7 +211,7 @@ class _Batch:
     live = self._live()
     enough = self._next_group()[0] if self.waiting else len(self.row) + 1
     self.memory, out, count_B = steps.decode(
-      self.model, self.memory, self.shared.memory,
+      self.model, self.memory, self.shared.split,
       self.shared.layout(self.slots), live, self._rows(self.row),
       self.stop_ids, np.int32(most), np.int32(enough),
     )  # fmt: skip
@@ -220,10 +238,14 @@ class _Batch:
     return STEPS_OF_TEXT if any(r.stop for r in requests) else steps.STEPS
 
   def _make_room(self, length) -> None:
-    """Slots for so many own positions."""
-    if length > self.slots:
-      self.slots = _power_of_two(length)
-      self.memory = steps.grown(self.model, self.memory, self.slots)
+    """Slots for so many own positions; fewer than before if a quarter will do.
+
+    Attention takes time by the slots that there are.
+    """
+    wanted = max(SLOTS, _power_of_two(length))
+    if wanted > self.slots or 4 * wanted <= self.slots:
+      self.slots = wanted
+      self.memory = steps.resized(self.model, self.memory, self.slots)
 
   def _rows(self, group) -> steps.Rows:
     """What the rows of these requests go by."""

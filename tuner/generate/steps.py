@@ -63,41 +63,39 @@ def rows_of(requests: Sequence[Any], prompts_end: Sequence[int]) -> Rows:
   )
 
 
-@jax.jit(static_argnames=('layout',), donate_argnames=('memory',))
+@jax.jit(static_argnames=('layout', 'kind'), donate_argnames=('group',))
 def prefill(
-  model: decoder.Decoder,
-  memory: cache.Memory,
+  stacked: decoder.Decoder,
+  group: cache.Memory,
   prefix: cache.Memory,
   layout: cache.Layout,
+  kind: str,
   tokens_BT,
   start,
   lengths_B,
-  rows_B,
   rows: Rows,
-  past: None | bool = None,
 ) -> tuple[cache.Memory, Tokens]:
-  """The cache with these tokens in it, and what follows each row's last.
+  """A group's cache with these tokens in it, and what follows each row's last.
 
+  kind: 'prefill', or 'chunk' of texts whose beginning is in the cache.
   start: the own position of the first tokens. lengths_B: of the rows' own
   tokens, those of other calls included; what follows a row whose last token is
-  not among these means nothing. rows_B: places in the cache; a number that is
-  none is not written. past: None where start is 0.
+  not among these means nothing.
   """
   width = tokens_BT.shape[1]
   own_BT = jnp.broadcast_to(start + jnp.arange(width), tokens_BT.shape)
-  model = linear.for_rows(model, rows.adapter_B)
+  model = linear.for_rows(stacked, rows.adapter_B)
   step = cache.Step(
-    model, layout, prefix, rows.adapter_B, own_BT, lengths_B, rows_B,
-    has_past=past is not None,
-  )  # fmt: skip
-  x_BTD, memory, _ = model(
-    tokens_BT, own_BT + layout.prefix, step.attend, memory,
+    model, layout, prefix, rows.adapter_B, own_BT, lengths_B, kind
+  )
+  x_BTD, group, _ = model(
+    tokens_BT, own_BT + layout.prefix, step.attend, group,
     real_BT=own_BT < lengths_B[:, None], lengths_B=rows.ends_B,
   )  # fmt: skip
   last_B = jnp.clip(lengths_B - 1 - start, 0, width - 1)
   x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
   found = _next(model, x_B1D, lengths_B + layout.prefix, rows)
-  return cache.held(memory), found
+  return cache.held(group), found
 
 
 @jax.jit(static_argnames=('layout',), donate_argnames=('memory',))
@@ -130,7 +128,7 @@ def decode(
     is_live_B = live.left_B > 0
     own_BT = live.own_B[:, None]
     attend = cache.Step(
-      model, layout, prefix, rows.adapter_B, own_BT, live.own_B + 1
+      model, layout, prefix, rows.adapter_B, own_BT, live.own_B + 1, 'decode'
     ).attend
     x_B1D, memory, _ = model(
       live.token_B[:, None], own_BT + layout.prefix, attend, memory,
@@ -168,5 +166,4 @@ def _next(model, x_B1D, positions_B, rows: Rows) -> Tokens:
 
 empty = jax.jit(cache.empty, static_argnames=('rows', 'slots'))
 as_prefix = jax.jit(cache.as_prefix)
-grown = jax.jit(cache.grown, static_argnames=('slots',))
-unstacked = jax.jit(decoder.unstacked)
+resized = jax.jit(cache.resized, static_argnames=('slots',))

@@ -10,7 +10,6 @@ bodies of one scan. A decoder is a plain pytree: fill its weights
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -253,10 +252,16 @@ def unstacked(model: Decoder) -> Decoder:
     for place in range(segment.period):
       body = next(bodies)
       for i, number in enumerate(segment.numbers(place)):
-        found[number] = jax.tree.map(operator.itemgetter(i), body)
+        found[number] = jax.tree.map(functools.partial(_at, i=i), body)
   model = jax.tree.map(lambda x: x, model)  # The caller's stays as it is.
   model.blocks, model.is_stacked = nnx.List(found), False
   return model
+
+
+@jax.jit
+def _at(x: jax.Array, i: int) -> jax.Array:
+  """x[i]; one program for all i."""
+  return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
 def _scan(bodies: Sequence, segment: Segment, call, carry, remat):
