@@ -81,7 +81,9 @@ def make_retention():
   return {
     'base': {
       'general_nats': of(2.8713, 2.8012, 2.9407, 400),
+      'nats_increase': of(0.0, 0.0, 0.0, 400),
       'quiz': of(0.535, 0.466, 0.603, 200),
+      'quiz_increase': of(0.0, -0.0189, 0.0189, 200),
       'answer_tokens': of(121.4, 101.2, 142.9, 64),
       'refusals': of(0.0, 0.0, 0.0566, 64),
     },
@@ -90,7 +92,9 @@ def make_retention():
       'nats_increase': of(0.021, 0.0173, 0.0247, 400),
       'kl_nats': of(0.0384, 0.0311, 0.0462, 64),
       'top1': of(0.9531, 0.9444, 0.9613, 64),
+      'general_nats.dialogue': of(3.0117, 2.8911, 3.1399, 133),
       'quiz': of(0.54, 0.4708, 0.6077, 200),
+      'quiz_increase': of(0.005, -0.0307, 0.0407, 200),
       'answer_tokens': of(98.2, 79.9, 118.0, 64),
       'refusals': of(0.0156, 0.0028, 0.0833, 64),
     },

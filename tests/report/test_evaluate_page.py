@@ -92,7 +92,13 @@ def test_a_page_is_whole_and_loads_nothing(made, labels):
 def test_every_number_of_the_record_is_there(made):
   record = made[0]
   text = Reader(page_of(made)).text
-  for system in (*record['systems'].values(), *record['retention'].values()):
+  assert evaluate_parts.verdict(record)[1] in text
+  retention = record['retention']
+  for name in ('nats_increase', 'quiz_increase'):
+    del retention['base'][name]
+    gain = retention['tuned'].pop(name)
+    assert evaluate_parts.signed(gain).replace(' ', '', 1) in text
+  for system in (*record['systems'].values(), *retention.values()):
     for metric in system.values():
       assert evaluate_parts.plain(metric).replace(' ', '', 1) in text
       assert f'{metric["n"]:,}' in text
@@ -108,7 +114,6 @@ def test_every_number_of_the_record_is_there(made):
     assert f'{score}, general nats {nats}' in text
   for name, value in evaluate_parts.facts(record):
     assert name + value in text
-  assert evaluate_parts.verdict(record)[1] in text
 
 
 @pytest.mark.parametrize('text', hostile.TEXTS)

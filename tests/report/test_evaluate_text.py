@@ -115,11 +115,16 @@ def check_numbers(record, text):
   """Every metric, difference, p, count, point and fact stands in the text."""
   number = evaluate_parts.number
   text = ' '.join(text.split())
-  retention = record['retention']
-  for system in (*record['systems'].values(), *retention.values()):
+  for system in record['systems'].values():
     for metric in system.values():
       assert evaluate_parts.plain(metric) in text
       assert f'{metric["n"]:,}' in text
+  for side, system in record['retention'].items():
+    for name, metric in system.items():
+      if not name.endswith('_increase'):
+        assert f'{evaluate_parts.plain(metric)}' in text
+      elif side == 'tuned':
+        assert evaluate_parts.signed(metric) in text
   for own in record['comparison']['metrics'].values():
     assert evaluate_parts.signed(own) in text
     assert evaluate_parts.chance(own['p']).split(' ', 1)[1].lstrip('= ') in text
@@ -237,6 +242,21 @@ def test_scores_without_answers_stand_side_by_side(made):
     '2.105]; general text +0.021 [+0.017, +0.025] nats a token',
   )
   assert 'were not compared row by row' in plain((record, [], []))
+
+
+def test_an_increase_is_the_difference_of_its_metric(made):
+  rows = {row.name: row for row in evaluate_parts.retention(made[0])}
+  tuned = made[0]['retention']['tuned']
+  assert not {'nats_increase', 'quiz_increase'} & rows.keys()
+  for name, increase in (
+    ('general_nats', 'nats_increase'),
+    ('quiz', 'quiz_increase'),
+  ):
+    assert rows[name].difference['difference'] == tuned[increase]['value']
+  assert rows['kl_nats'].difference is None
+  del tuned['general_nats']
+  rows = {row.name: row for row in evaluate_parts.retention(made[0])}
+  assert rows['nats_increase'].tuned == tuned['nats_increase']
 
 
 def test_tasks_of_the_harness_have_intervals(made):

@@ -96,7 +96,7 @@ def _score(row):
     cells += [_difference(row.name, own), f'<td>{escape.html(p)}</td>']
     cells += [_count(own.get(k)) for k in ('wins', 'ties', 'losses')]
   else:
-    cells += [f'<td class="soft">{parts_lib.NAN}</td>'] * 5
+    cells += [_difference(row.name, None)] * 5
   return _row(row.name, [*cells, _count(row.n)])
 
 
@@ -121,6 +121,8 @@ def _cell(found):
 
 
 def _difference(name, own):
+  if not own:
+    return f'<td class="soft">{parts_lib.NAN}</td>'
   tone = parts_lib.side(name, own)
   value = parts_lib.number(own['difference'], True)
   between = parts_lib.interval(own, True)
@@ -144,23 +146,32 @@ def _retention(record):
   if said := _missing(record, 'retention'):
     yield said
   else:
-    yield _systems(parts_lib.retention(record))
+    body = [
+      _row(
+        row.name,
+        [
+          _cell(row.base),
+          _cell(row.tuned),
+          _difference(row.name, row.difference),
+          _count(row.n),
+        ],
+      )
+      for row in parts_lib.retention(record)
+    ]
+    yield _table(('', 'base', 'tuned', 'tuned − base', 'n'), body)
   if reads := parts_lib.reads(record):
     state, said = reads
     yield f'<p class="legend {state}">{escape.html(said)}.</p>'
 
 
 def _harness(record):
-  if rows := parts_lib.harness(record):
-    yield '<h2>Tasks of lm-eval</h2>' + _systems(rows)
-
-
-def _systems(rows):
   body = [
     _row(row.name, [_cell(row.base), _cell(row.tuned), _count(row.n)])
-    for row in rows
+    for row in parts_lib.harness(record)
   ]
-  return _table(('', 'base', 'tuned', 'n'), body)
+  if body:
+    yield '<h2>Tasks of lm-eval</h2>'
+    yield _table(('', 'base', 'tuned', 'n'), body)
 
 
 def _curve(record):

@@ -49,6 +49,8 @@ MISSING = {
   'flips': 'rows that flipped are not known: that takes answers of base and '
   'tuned',
 }
+# Whose name is not that of the metric and '_increase'.
+_INCREASES = {'nats_increase': 'general_nats'}
 _SMALLER_IS_BETTER = (
   'nats_per_token', 'general_nats', 'nats_increase', 'kl_nats', 'refusals',
 )  # fmt: skip
@@ -87,9 +89,24 @@ def kinds(rows: Sequence[Row]) -> Iterator[tuple[str | None, Row]]:
 
 
 def retention(record: Mapping) -> list[Row]:
-  """The metrics of general ability, before and after."""
+  """The metrics of general ability; an increase is the difference of its own.
+
+  That of the base over itself is left out.
+  """
   found = record.get('retention') or {}
-  return _rows(found.get('base'), found.get('tuned'), {})
+  base, tuned = found.get('base') or {}, found.get('tuned') or {}
+  of = {_INCREASES.get(k, k.removesuffix('_increase')): k for k in tuned}
+  own = {
+    name: tuned[key] | {'difference': tuned[key]['value']}
+    for name, key in of.items()
+    if name != key and name in tuned
+  }
+  said = {of[name] for name in own}
+  kept, before = (
+    {name: metric for name, metric in side.items() if name not in said}
+    for side in (tuned, base)
+  )
+  return _rows(before, kept, own)
 
 
 def harness(record: Mapping) -> list[Row]:

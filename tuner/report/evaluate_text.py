@@ -84,7 +84,20 @@ def _count(n):
 def _retention(show, record):
   show.heading('general ability')
   if not show.missing(record, 'retention'):
-    _systems(show, parts_lib.retention(record))
+    rows = parts_lib.retention(record)
+    _systems(show, rows)
+    table = [
+      (
+        f'  {row.name}',
+        parts_lib.side(row.name, row.difference),
+        parts_lib.signed(row.difference),
+      )
+      for row in rows
+      if row.difference
+    ]
+    if table:
+      show.lines.append('')
+      show.table(('tuned - base',), table)
   if reads := parts_lib.reads(record):
     state, said = reads
     show.words(said, style=state if state != 'good' else None)
