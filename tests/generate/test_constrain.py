@@ -14,7 +14,8 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models
 
-from tuner.generate import constrain, guidance, sampling
+from tuner.generate import constrain, engine, guidance, sampling
+from tuner.models import weights
 
 Constraint = constrain.Constraint
 SIZE = 401  # The tokenizer has 282 tokens; the rest pads the embedding.
@@ -243,6 +244,17 @@ def test_properties_come_in_the_order_of_the_schema(vocabulary, tokenizer):
       matcher.accept(token)
 
 
+def test_where_one_text_can_follow_its_usual_tokens_do():
+  """Byte by byte would be the same text, which no model has learnt so."""
+  tokenizer = support.make_tokenizer()
+  vocabulary = constrain.Vocabulary(tokenizer, SIZE, STOPS)
+  matcher = vocabulary.grammar(Constraint('regex', 'system(yes|no)')).start()
+  [system] = encode(tokenizer, 'system')
+  assert ids_of(matcher.allowed()).tolist() == [system]
+  matcher.accept(system)
+  assert len(ids_of(matcher.allowed())) > 1
+
+
 def test_white_space_is_bounded(vocabulary, tokenizer):
   matcher = vocabulary.grammar(Constraint('json')).start()
   for token in encode(tokenizer, '[' + 32 * '\n'):
@@ -455,3 +467,37 @@ def test_without_the_library_one_is_told_what_to_install(monkeypatch):
     Constraint('json')
   with pytest.raises(ValueError, match=re.escape("'tuner[constrained]'")):
     constrain.Vocabulary(support.make_tokenizer(), SIZE, STOPS)
+
+
+def test_answers_of_a_model_are_held_to_each_request_s_own(
+  tiny_dir, quick_compiles
+):
+  """A random model: greedy, sampled and free rows in one batch."""
+  tokenizer = support.make_tokenizer()
+  model = weights.fill(*support.load_model(tiny_dir))
+  own = constrain.Vocabulary(tokenizer, model.config.V, STOPS)
+  wanted = [
+    Constraint('regex', '[0-9]{2,6}'),
+    Constraint('regex', '(yes|no)( (yes|no)){0,3}'),
+    json_constraint(ANY_ORDER | {'maxProperties': 2}),
+    None,
+  ] * 2
+  settings = [sampling.Sampling()] * 4 + [sampling.Sampling(1.5, top_p=0.9)] * 4
+
+  def request(i):
+    start = wanted[i] and own.grammar(wanted[i]).start()
+    prompt = encode(tokenizer, f'hi {i}')
+    return engine.Request(prompt, 60, settings[i], seed=i, constraint=start)
+
+  answers = engine.generate(model, [request(i) for i in range(8)], STOPS)
+  ended = 0
+  for constraint, answer in zip(wanted, answers, strict=True):
+    if constraint and answer.ended == 'stop':
+      ids = answer.ids[:-1] if answer.ids[-1] in STOPS else answer.ids
+      text = decode(tokenizer, ids)
+      assert is_valid(constraint, text), (constraint, text)
+      ended += 1
+  assert ended >= 4
+  for free in (3, 7):
+    alone = engine.generate(model, [request(free)] * 8, STOPS)[0]
+    assert alone.ids == answers[free].ids

@@ -224,6 +224,20 @@ def test_a_row_is_the_same_whatever_the_batch_holds():
   np.testing.assert_array_equal(moved, together[order])
 
 
+def test_the_cuts_of_another_row_leave_no_trace():
+  """Bit for bit, in tails whose weights vanish in the sum of all, too."""
+  logits = np.stack([np.linspace(0, -30, V, dtype=np.float32)] * 2)
+  rows = list(SETTINGS.values())
+  for row in rows:
+    alone = weights(jnp.asarray(logits), sampling.settings([row] * 2))[0]
+    for other in rows:
+      settings = sampling.settings([row, other])
+      beside = weights(jnp.asarray(logits), settings)[0]
+      np.testing.assert_array_equal(beside, alone)
+  plain = weights(jnp.asarray(logits), sampling.settings([rows[0], rows[-1]]))
+  assert (plain[0] > 0).all()
+
+
 def test_seed_and_position_both_change_the_draw():
   logits, rows = np.zeros((ROWS, V), np.float32), [Sampling(1.0)] * ROWS
   base = draw(logits, rows, range(ROWS), [0] * ROWS)
