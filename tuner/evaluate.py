@@ -6,6 +6,8 @@ is to be chosen by comparing (several alphas) is compared on dev.
 """
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +25,7 @@ from tuner import (
 )
 from tuner import experiment as experiment_lib
 from tuner import suites as suites_lib
+from tuner.evals import harness
 
 SIDES = ('test', 'dev')
 
@@ -35,13 +38,17 @@ class Asked:
   side: str
   alphas: tuple[float, ...]
   tasks: tuple[str, ...]
+  path: str | None
+  limit: int | None
 
 
 def asked(
   step: int | None = None,
   split: str | None = None,
   alphas: str | None = None,
-  harness: str | None = None,
+  tasks: str | None = None,
+  path: str | None = None,
+  limit: int | None = None,
 ) -> Asked:
   """The flags as they are given. Raises ValueError."""
   values = _alphas(alphas)
@@ -62,7 +69,7 @@ def asked(
       'chosen by is no longer held out. Compare them with --split=dev, then '
       'measure the one you take on test.'
     )
-  return Asked(step, side, values, _tasks(harness))
+  return Asked(step, side, values, _tasks(tasks, path, limit), path, limit)
 
 
 def _alphas(given: str | None) -> tuple[float, ...]:
@@ -83,7 +90,11 @@ def _alphas(given: str | None) -> tuple[float, ...]:
   return tuple(sorted(set(values)))
 
 
-def _tasks(given: str | None) -> tuple[str, ...]:
+def _tasks(given: str | None, path, limit) -> tuple[str, ...]:
+  """The tasks of lm-eval that are named, and known."""
+  for flag, value in (('path', path), ('limit', limit)):
+    if given is None and value is not None:
+      raise ValueError(f'--harness_{flag}: {value!r} is for --harness=TASKS.')
   if given is None:
     return ()
   names = tuple(name.strip() for name in given.split(','))
@@ -91,6 +102,12 @@ def _tasks(given: str | None) -> tuple[str, ...]:
     raise ValueError(
       f'--harness: {given!r}; wanted names of tasks, as hellaswag,arc_easy.'
     )
+  if limit is not None and limit < 1:
+    raise ValueError(f'--harness_limit: {limit}; it must be at least 1.')
+  try:
+    harness.check(names, path)
+  except ValueError as error:
+    raise ValueError(f'--harness: {error}') from error
   return names
 
 
@@ -152,9 +169,39 @@ def _measure(suites: suites_lib.Suites, flags: Asked, record) -> None:
   for system in systems:
     suites.task(side, system)
     suites.general(system, base)
-  evaluation.report(
-    suites, side, base if base in systems else None, tuned, alphas
-  )
+  base_or_none = base if base in systems else None
+  tested = _harness(suites, flags, base_or_none, tuned)
+  evaluation.report(suites, side, base_or_none, tuned, alphas, tested)
+
+
+def _harness(suites, flags: Asked, base, tuned) -> dict[str, Any] | None:
+  """Results of lm-eval's tasks by system.
+
+  Those that are there are read, but of the user's own tasks, which change.
+  """
+  if not flags.tasks:
+    return None
+  found, experiment = {}, suites.experiment
+  for role, system in (('base', base), ('tuned', tuned)):
+    if system is None:
+      continue
+    suite = f'harness.{system.name}'
+    key = [flags.tasks, flags.limit, flags.path, system.identity]
+    text = json.dumps(key, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    file = suites.folder / f'{suite}.json'
+    there = json.loads(file.read_text()) if file.is_file() else {}
+    if there.get('key') != digest or flags.path:
+      with suites.ledger.timed('harness', suite):
+        results = harness.run(
+          system.make(), experiment.tokenizer, experiment.stop_ids,
+          flags.tasks, flags.path, flags.limit, folder=suites.folder,
+          suite=suite,
+        )  # fmt: skip
+      there = {**json.loads(file.read_text()), 'key': digest, 'tasks': results}
+      rundir.write_whole(file, json.dumps(there, indent=2) + '\n')
+    found[role] = there['tasks']
+  return found
 
 
 class _Weights:

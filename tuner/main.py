@@ -75,6 +75,12 @@ _ALPHAS = flags.DEFINE_string(
 _HARNESS = flags.DEFINE_string(
   'harness', None, "evaluate: also lm-eval's tasks, as hellaswag,arc_easy."
 )
+_HARNESS_PATH = flags.DEFINE_string(
+  'harness_path', None, 'evaluate: a folder of task files of your own.'
+)
+_HARNESS_LIMIT = flags.DEFINE_integer(
+  'harness_limit', None, 'evaluate: examples of each task, from the first.'
+)
 
 COMMANDS = ('train', 'evaluate', 'check', 'convert', 'export')
 
@@ -133,8 +139,9 @@ def _run(command: str, arguments: list[str]) -> int:
     from tuner import evaluate
 
     asked = evaluate.asked(
-      _STEP.value, _SPLIT.value, _ALPHAS.value, _HARNESS.value
-    )
+      _STEP.value, _SPLIT.value, _ALPHAS.value, _HARNESS.value,
+      _HARNESS_PATH.value, _HARNESS_LIMIT.value,
+    )  # fmt: skip
     return evaluate.run(_CONFIG.value, workdir, asked)
   from tuner import commands
 

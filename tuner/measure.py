@@ -214,7 +214,8 @@ def _nats(model, batch, reach, chunk, width):
 
 
 def _sha256(value) -> str:
-  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+  text = json.dumps(value, sort_keys=True)  # A record read again is sorted.
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _asked(row: rows_lib.Row) -> rows_lib.Row:

@@ -148,7 +148,8 @@ class Suites:
     assert self.retention is not None
     facts = self.experiment.facts['model']
     parts = [self.retention.key, facts, system.identity]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def line(step: int, task: Found, retained: Found | None) -> Found:

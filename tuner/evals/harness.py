@@ -96,15 +96,46 @@ def load() -> Any:
     ) from error
 
 
+def check(
+  tasks: Sequence[str], include_path: str | os.PathLike | None = None
+) -> None:
+  """Raises ValueError for names of no task, before a model is loaded."""
+  _named(load(), tasks, include_path)
+
+
 def _tasks(library, names, include_path):
   """What lm-eval knows by these names, its data read. Raises ValueError."""
+  manager, chosen = _named(library, names, include_path)
+  try:
+    try:
+      return manager.load(chosen)
+    except KeyError:  # A group of the user's that holds the library's tasks.
+      return _manager(library, include_path, True).load(chosen)
+  except Exception as error:  # Libraries raise anything for data not there.
+    raise ValueError(
+      f'{", ".join(chosen)}: the task or its data cannot be loaded: '
+      f'{str(error)[:300]} ({type(error).__name__}). Data that is not on this '
+      'machine is fetched from the hub, which needs a network.'
+    ) from error
+
+
+def _named(library, names, include_path):
+  """(a manager that knows the tasks, their names). Raises ValueError."""
   if include_path is not None and not pathlib.Path(include_path).is_dir():
     raise ValueError(
       f'include_path: {include_path} is not a directory; wanted: a folder of '
       'task files (.yaml)'
     )
-  manager = _manager(library, include_path)
-  chosen = []
+  if include_path is not None:
+    own = _manager(library, include_path, False)
+    if all(own.match_tasks([name]) for name in names):
+      return own, _chosen(own, names)
+  manager = _manager(library, include_path, True)
+  return manager, _chosen(manager, names)
+
+
+def _chosen(manager, names) -> list[str]:
+  chosen: list[str] = []
   for name in names:
     matched = manager.match_tasks([name])
     if not matched:
@@ -114,20 +145,15 @@ def _tasks(library, names, include_path):
     chosen += [own for own in matched if own not in chosen]
   if not chosen:
     raise ValueError('no task is named; wanted: one at least')
-  try:
-    return manager.load(chosen)
-  except Exception as error:  # Libraries raise anything for data not there.
-    raise ValueError(
-      f'{", ".join(chosen)}: the task or its data cannot be loaded: '
-      f'{str(error)[:300]} ({type(error).__name__}). Data that is not on this '
-      'machine is fetched from the hub, which needs a network.'
-    ) from error
+  return chosen
 
 
 @functools.cache
-def _manager(library, include_path):
-  """Reads every task file there is, which takes seconds."""
-  return library.tasks.TaskManager(include_path=include_path)
+def _manager(library, include_path, include_defaults):
+  """Knows the task files; reading all of the library's takes seconds."""
+  return library.tasks.TaskManager(
+    include_path=include_path, include_defaults=include_defaults
+  )
 
 
 def _set_fewshot(library, task, fewshot):
