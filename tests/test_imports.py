@@ -43,9 +43,11 @@ MAY_NOT_IMPORT = {
 DISTRIBUTIONS = {  # whose name is not their module's
   'absl': 'absl-py',
   'huggingface_hub': 'huggingface-hub',
+  'jsonschema_specifications': 'jsonschema',
   'lm_eval': 'lm-eval',
   'ml_collections': 'ml-collections',
   'orbax': 'orbax-checkpoint',
+  'rouge_score': 'rouge-score',
 }
 
 

@@ -5,6 +5,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 Kind = Literal['format', 'content', 'likelihood']
 Function = TypeVar('Function', bound=Callable)
 
@@ -14,11 +16,19 @@ class Facts:
   """What `metric` declares. A function that declares nothing has these.
 
   kind: 'format' looks at the form of an answer alone, 'content' at what it
-  says. needs: modules of optional libraries.
+  says. needs: modules of optional libraries. bounds: of a score. sums and
+  of_sums: of a score of the whole set that is a function of sums over rows, so
+  that it can be drawn again without the texts: sums(predictions, references,
+  rows, **own) -> [rows, K], of_sums([..., K]) -> [...]. table: its name, and a
+  function of the same arguments as the score that gives it.
   """
 
   kind: Kind = 'content'
   needs: tuple[str, ...] = ()
+  bounds: tuple[float, float] = (0.0, 1.0)
+  sums: Callable[..., np.ndarray] | None = None
+  of_sums: Callable[[np.ndarray], np.ndarray] | None = None
+  table: tuple[str, Callable[..., dict[str, Any]]] | None = None
 
 
 def metric(*args: Any, **facts: Any) -> Callable[[Function], Function]:

@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tuner.data import rows
-from tuner.evals.metrics import declare
+from tuner.evals.metrics import bounded, declare
 
 
 @declare.metric('format')
@@ -55,6 +55,38 @@ def field_f1(prediction: str, reference: str, row: rows.Row) -> float:
     return 1.0
   shared = sum(key in found and found[key] == wanted[key] for key in wanted)
   return 2 * shared / (len(found) + len(wanted))
+
+
+@declare.metric('format', needs=('jsonschema',))
+def json_schema(
+  prediction: str,
+  reference: str,
+  row: rows.Row,
+  schema: str | Mapping | None = None,
+) -> float:
+  """1 where the prediction is JSON that fits a JSON Schema, draft 4 to 2020-12.
+
+  schema: as an object or as JSON; None: that of the row, in the carried column
+  'schema'. What it refers to elsewhere is not fetched; 0, too, where it takes
+  more than a second of work. Raises ValueError for what is no schema.
+  """
+  del reference
+  if schema is None:
+    if 'schema' not in row.carried:
+      raise ValueError(
+        'no schema: wanted the argument `schema`, or config.data.carry='
+        "('schema',) and a file that has this column"
+      )
+    schema = row.carried['schema']
+  text = schema if isinstance(schema, str) else json.dumps(schema)
+  # An empty object says whether the schema is one, whatever was predicted.
+  bounded.is_valid(text, '{}')
+  if _parsed(prediction, dict) is _INVALID:
+    return 0.0
+  try:
+    return float(bool(bounded.is_valid(text, prediction)))
+  except ValueError:  # A reference in the schema that `{}` did not come to.
+    return 0.0
 
 
 _INVALID = object()
