@@ -179,12 +179,17 @@ def make_labels(n=3080, count=77, seed=5):
     for side, j in ((base, said), (tuned, ours)):
       side.append({
         'id': f'test.csv:{i + 2}', 'prompt': prompt,
-        'reference': labels[wanted], 'output': labels[j], 'tokens': 5,
+        'reference': labels[wanted], 'tokens': 5,
+        'output': 'Sure!' if side is base and i % 9 == 0 else labels[j],
         'scores': {'label_accuracy': float(j == wanted)},
       })  # fmt: skip
   place = {label: i for i, label in enumerate(labels)}
   confusion = {
-    name: {'labels': labels, 'counts': count_pairs(side, place)}
+    name: {
+      'labels': labels,
+      'counts': count_pairs(side, place),
+      'absent': [],
+    }
     for name, side in (('base', base), ('tuned', tuned))
   }
   kinds = {'label_accuracy': 'content'}
@@ -199,9 +204,10 @@ def make_labels(n=3080, count=77, seed=5):
 
 
 def count_pairs(predictions, place):
-  counts = [[0] * len(place) for _ in place]
+  counts = [[0] * (len(place) + 1) for _ in place]
   for p in predictions:
-    counts[place[p['reference']]][place[p['output']]] += 1
+    said = place.get(p['output'], len(place))
+    counts[place[p['reference']]][said] += 1
   return counts
 
 

@@ -338,35 +338,45 @@ def test_a_matrix_has_a_cell_for_each_pair_and_shades_its_counts(labels):
   table = evaluate_labels.tables(labels[0])
   html = evaluate_heat.matrices(table._replace(base=None))
   shown = cells(html)
-  assert len(shown) == 77 * 77
+  assert len(shown) == 77 * 78
   for i in range(77):
-    for j in range(77):
-      cell, n = shown[77 * i + j], table.tuned[i][j]
+    for j in range(78):
+      cell, n = shown[78 * i + j], table.tuned[i][j]
       assert bool(cell) is (n > 0)
       if n:
         assert cell['class'][0] == ('r' if i == j else 'w')
-        assert f'said {table.labels[j]}: {n:,}' in cell['title']
+        assert f'said {table.columns[j]}: {n:,}' in cell['title']
 
 
 def test_shades_grow_with_counts():
-  counts = [[100, 1, 4, 30], [0, 50, 0, 0], [0, 0, 9, 0], [0, 0, 0, 100]]
-  html = evaluate_heat.matrices(tables_of(list('abcd'), counts))
+  counts = [[100, 1, 4, 30], [0] * 4, [0, 50, 0, 0]]
+  html = evaluate_heat.matrices(tables_of(list('abc'), counts))
   first = [cell.get('class') for cell in cells(html)[:4]]
   assert first == ['r4', 'w1', 'w1', 'w2']
 
 
 def test_of_very_many_labels_those_with_mistakes_are_shown():
   n = evaluate_heat.MOST + 30
-  counts = [[3 * (i == j) for j in range(n)] for i in range(n)]
+  counts = [[3 * (i == j) for j in range(n + 1)] for i in range(n)]
+  counts[n - 2][n] = 1
   counts[n - 1][n - 3] = 2
   html = evaluate_heat.matrices(tables_of(list(range(n)), counts))
   assert f'the {evaluate_heat.MOST} with most mistakes of {n} labels' in html
   assert f'wanted {n - 1}, said {n - 3}: 2' in html
-  assert len(cells(html)) == evaluate_heat.MOST**2
+  assert f'wanted {n - 2}, said (no label): 1' in html
+  assert len(cells(html)) == evaluate_heat.MOST * (evaluate_heat.MOST + 1)
 
 
 def tables_of(labels, counts):
-  return evaluate_labels.Tables(labels, None, counts)
+  return evaluate_labels.Tables(labels, None, counts, [])
+
+
+def test_labels_that_no_row_wants_are_named():
+  tables = evaluate_labels.Tables(
+    ['a', '<b>'], None, [[1, 0, 0], [0] * 3], ['<b>']
+  )
+  text = Reader(evaluate_heat.matrices(tables)).text
+  assert 'Labels that no row wants: <b>.' in text
 
 
 def test_pairs_say_how_many_more_there_are(labels):
@@ -374,7 +384,7 @@ def test_pairs_say_how_many_more_there_are(labels):
   text = Reader(evaluate_heat.pairs(tables)).text
   more = len(evaluate_labels.confused(tables)) - 20
   assert f'{more:,} more pairs in the tables' in text
-  right = tables_of(['a', 'b'], [[2, 0], [0, 2]])
+  right = tables_of(['a', 'b'], [[2, 0, 0], [0, 2, 0]])
   assert 'No label was taken' in Reader(evaluate_heat.pairs(right)).text
 
 

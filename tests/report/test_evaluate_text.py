@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 
 from tests.report import evaluate_records, hostile
+from tuner.evals.metrics import labels as labels_lib
 from tuner.report import (
   escape,
   evaluate_flips,
@@ -358,21 +359,40 @@ def test_most_confused_labels_come_first(labels):
   assert f'\n{tuned} (base {base}): {wanted} taken for' in plain(labels)
 
 
-def test_tables_of_other_labels_are_laid_over_one_another():
-  base = {
-    'labels': ['b', 'a', 'Sure!'],
-    'counts': [[1, 2, 3], [4, 5, 6], [0] * 3],
-  }
-  tuned = {'labels': ['a', 'b'], 'counts': [[7, 0], [1, 8]]}
+def test_tables_of_two_systems_are_laid_over_one_another():
+  base = {'labels': ['b', 'a'], 'counts': [[1, 2, 3], [4, 5, 6]]}
+  tuned = {'labels': ['a', 'c'], 'counts': [[7, 0, 0], [0, 0, 0]]}
+  tuned['absent'] = ['c']
   found = evaluate_labels.tables({'confusion': {'base': base, 'tuned': tuned}})
-  assert found.labels == ['a', 'b', 'Sure!']
-  assert found.base == [[5, 4, 6], [2, 1, 3], [0, 0, 0]]
-  assert found.tuned == [[7, 0, 0], [1, 8, 0], [0, 0, 0]]
-  alone = evaluate_labels.tables({'confusion': {'base': None, 'tuned': tuned}})
-  assert alone == (['a', 'b'], None, tuned['counts'])
-  assert evaluate_labels.confused(alone) == [('b', 'a', None, 1)]
+  assert found.columns == ['a', 'c', 'b', evaluate_labels.NONE]
+  assert found.base == [[5, 0, 4, 6], [0] * 4, [2, 0, 1, 3]]
+  assert found.tuned == [[7, 0, 0, 0], [0] * 4, [0] * 4]
+  assert found.absent == ['c']
+  assert evaluate_labels.confused(found) == [
+    ('a', evaluate_labels.NONE, 6, 0),
+    ('a', 'b', 4, 0),
+    ('b', evaluate_labels.NONE, 3, 0),
+    ('b', 'a', 2, 0),
+  ]
   for nothing in (None, {}, {'base': None, 'tuned': None}):
     assert evaluate_labels.tables({'confusion': nothing}) is None
+
+
+def test_one_system_alone_has_its_table():
+  tuned = {'labels': ['a', 'b'], 'counts': [[2, 0, 0], [1, 0, 0]]}
+  alone = evaluate_labels.tables({'confusion': {'base': None, 'tuned': tuned}})
+  assert alone == (['a', 'b'], None, tuned['counts'], [])
+  assert evaluate_labels.confused(alone) == [('b', 'a', None, 1)]
+
+
+def test_tables_are_as_the_metric_makes_them():
+  table = labels_lib.confusion(
+    ['A', 'who knows?', 'b'], ['a', 'b', 'b'], [], ('a', 'b', 'c')
+  )
+  found = evaluate_labels.tables({'confusion': {'base': None, 'tuned': table}})
+  assert found.columns == ['a', 'b', 'c', evaluate_labels.NONE]
+  assert found.tuned == [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
+  assert found.absent == ['c']
 
 
 @pytest.mark.parametrize('text', hostile.TEXTS)

@@ -34,55 +34,64 @@ def matrices(tables: evaluate_labels.Tables) -> str:
 
   Of more than `MOST` labels those with most mistakes; how many is said.
   """
-  labels, found = tables.labels, []
-  for name in ('tuned', 'base'):
-    if counts := getattr(tables, name):
-      kept = _worst(counts)
-      of = f'the {len(kept):,} with most mistakes of ' * (
-        len(kept) < len(labels)
-      )
-      is_open = ' open' if name == 'tuned' else ''
-      found.append(
-        f'<details{is_open}><summary>{name}: {of}{len(labels):,} labels; rows '
-        'are wanted, columns said</summary>'
-        f'<div class="box heat">{_matrix(labels, counts, kept)}</div></details>'
-      )
+  found = [
+    _table(tables, name, counts)
+    for name, counts in (('tuned', tables.tuned), ('base', tables.base))
+    if counts
+  ]
+  if tables.absent:
+    said = ', '.join(map(_name, tables.absent))
+    found.append(f'<p class="legend">Labels that no row wants: {said}.</p>')
   return '\n'.join(found)
+
+
+def _table(tables, name, counts):
+  kept, n = _worst(counts), len(tables.labels)
+  of = f'the {len(kept):,} with most mistakes of ' * (len(kept) < n)
+  return (
+    f'<details{" open" if name == "tuned" else ""}><summary>{name}: '
+    f'{of}{n:,} labels; rows are wanted, columns said</summary>'
+    f'<div class="box heat">{_matrix(tables, counts, kept)}</div></details>'
+  )
 
 
 def _worst(counts):
   """Places of the labels that are shown, in their order."""
-  if len(counts) <= MOST:
-    return range(len(counts))
-  rows = [sum(row) - row[i] for i, row in enumerate(counts)]
-  columns = [sum(column) for column in zip(*counts, strict=True)]
+  n = len(counts)
+  if n <= MOST:
+    return range(n)
   mistakes = [
-    row + column - counts[i][i]
-    for i, (row, column) in enumerate(zip(rows, columns, strict=True))
+    sum(counts[i]) + sum(row[i] for row in counts) - 2 * counts[i][i]
+    for i in range(n)
   ]
-  return sorted(sorted(range(len(counts)), key=lambda i: -mistakes[i])[:MOST])
+  return sorted(sorted(range(n), key=lambda i: -mistakes[i])[:MOST])
 
 
-def _matrix(labels, counts, kept):
-  heads = ''.join(f'<th><span>{_name(labels[j])}</span></th>' for j in kept)
-  top = max((counts[i][j] for i in kept for j in kept), default=0)
+def _matrix(tables, counts, kept):
+  columns = [*kept, len(tables.labels)]  # The last: what is no label.
+  heads = ''.join(
+    f'<th><span>{_name(tables.columns[j])}</span></th>' for j in columns
+  )
+  top = max((counts[i][j] for i in kept for j in columns), default=0)
   rows = []
   for i in kept:
     cells = ''.join(
-      _cell(labels, i, j, n, top) if (n := counts[i][j]) else '<td></td>'
-      for j in kept
+      _cell(tables, i, j, n, top) if (n := counts[i][j]) else '<td></td>'
+      for j in columns
     )
-    rows.append(f'<tr><th>{_name(labels[i])}</th>{cells}</tr>\n')
+    rows.append(f'<tr><th>{_name(tables.labels[i])}</th>{cells}</tr>\n')
   return (
     f'<table><thead><tr><th></th>{heads}</tr></thead>'
     f'<tbody>{"".join(rows)}</tbody></table>'
   )
 
 
-def _cell(labels, i, j, n, top):
+def _cell(tables, i, j, n, top):
   """Shades by the root of the count, so that a single mistake can be seen."""
   shade = max(1, round(_SHADES * (n / top) ** 0.5))
-  tip = escape.html(f'wanted {labels[i]}, said {labels[j]}: {n:,}')
+  tip = escape.html(
+    f'wanted {tables.labels[i]}, said {tables.columns[j]}: {n:,}'
+  )
   side = 'r' if i == j else 'w'
   return f'<td class="{side}{shade}" title="{tip}">{n:,}</td>'
 

@@ -1,22 +1,31 @@
 """Labels that were wanted and said, of both systems under the same names.
 
 A system's table is {'labels': [name], 'counts': [[how many rows of wanted label
-i were answered with label j]]}; the two need not have the same labels, as
-answers may be any text.
+i were answered with label j]], 'absent': [labels that no row wants]}. Its last
+column, one more than there are labels, is of answers that are no label.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 Counts = Sequence[Sequence[int]]
+NONE = '(no label)'
 
 
 class Tables(NamedTuple):
-  """Rows are wanted labels, columns what was said; None: not measured."""
+  """Rows are wanted labels, columns what was said; None: not measured.
+
+  columns: the labels, and NONE.
+  """
 
   labels: list[str]
   base: Counts | None
   tuned: Counts | None
+  absent: list[str]
+
+  @property
+  def columns(self) -> list[str]:
+    return [*self.labels, NONE]
 
 
 def tables(record: Mapping) -> Tables | None:
@@ -27,7 +36,8 @@ def tables(record: Mapping) -> Tables | None:
   if not both:
     return None
   labels = list(dict.fromkeys(str(x) for own in both for x in own['labels']))
-  return Tables(labels, _spread(base, labels), _spread(tuned, labels))
+  absent = list(map(str, both[0].get('absent') or ()))
+  return Tables(labels, _spread(base, labels), _spread(tuned, labels), absent)
 
 
 def _spread(own, labels) -> Counts | None:
@@ -36,9 +46,9 @@ def _spread(own, labels) -> Counts | None:
     return None
   place = {label: i for i, label in enumerate(labels)}
   at = [place[str(label)] for label in own['labels']]
-  counts = [[0] * len(labels) for _ in labels]
+  counts = [[0] * (len(labels) + 1) for _ in labels]
   for i, row in zip(at, own['counts'], strict=True):
-    for j, n in zip(at, row, strict=True):
+    for j, n in zip([*at, len(labels)], row, strict=True):
       counts[i][j] += n
   return counts
 
@@ -56,7 +66,7 @@ def confused(found: Tables) -> list[Pair]:
   """Mistakes that one of the two makes, the most frequent of tuned first."""
   pairs = []
   for i, wanted in enumerate(found.labels):
-    for j, said in enumerate(found.labels):
+    for j, said in enumerate(found.columns):
       a = found.base[i][j] if found.base else None
       b = found.tuned[i][j] if found.tuned else None
       if i != j and (a or b):

@@ -147,6 +147,9 @@ def _confused(show, record):
   if tables is None:  # Most tasks have no labels.
     return
   show.heading('confused labels')
+  if tables.absent:
+    absent = parts_lib.count(len(tables.absent), 'label')
+    show.words(f'{absent} that no row wants')
   pairs = evaluate_labels.confused(tables)
   for pair in pairs[:PAIRS]:
     counts = f'{_count(pair.tuned)} (base {_count(pair.base)})'
