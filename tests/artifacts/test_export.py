@@ -316,7 +316,7 @@ def test_names_in_a_card_are_inert(made, tmp_path):
   folder.mkdir()
   score = {'value': 0.5, 'low': 0.25, 'high': 0.75, 'n': 4}
   record = {'metrics': {HOSTILE: score}}
-  (folder / 'test.tuned.json').write_text(json.dumps(record))
+  (folder / 'test.4.json').write_text(json.dumps(record))
   (tmp_path / 'config.json').write_text(json.dumps({'adapt': '```\n# h'}))
   state = made.state
   object.__setattr__(state, 'workdir', tmp_path)

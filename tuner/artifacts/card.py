@@ -216,11 +216,11 @@ def _fenced(value: Any) -> str:
 
 
 def _evaluation(trained: Trained) -> str:
-  """Scores with n and intervals, if this is the step they were measured at."""
+  """Scores of this very step, with n and intervals."""
   step, last = trained.record['step'], trained.record['facts']['steps']
   folder = trained.workdir / 'eval'
-  tuned = _read(folder / 'test.tuned.json').get('metrics', {})
-  if step != last:
+  tuned = _read(folder / f'test.{step}.json').get('metrics', {})
+  if not tuned and step != last:
     return f'Not measured: this is step {step} of {last}.'
   if not tuned:
     return 'Not measured on held-out rows.'
