@@ -5,12 +5,10 @@ import pathlib
 import sys
 import types
 
-import jax
 import numpy as np
 import pytest
 import support
 
-from tuner import mesh as mesh_lib
 from tuner.data import template
 from tuner.evals import harness, likelihood
 from tuner.models import policy, weights
@@ -113,21 +111,6 @@ def test_a_group_is_of_its_tasks(run):
   )
 
 
-def test_eight_devices_are_one(tiny, run, tmp_path):
-  model, values = tiny
-  rows = weights.rows(model)
-  mesh = mesh_lib.make(data=2, fsdp=2, tensor=2)
-  placed = {
-    path: jax.device_put(x, mesh_lib.sharding(mesh, rows[path].dims, x.shape))
-    for path, x in values.items()
-  }
-  tasks = ('tiny_choice', 'tiny_generate')
-  alone = run(*tasks, limit=6)
-  with jax.set_mesh(mesh):
-    spread = policy.Policy(weights.fill(model, placed), chunk=16)
-    assert run(*tasks, runner=spread, limit=6) == alone
-
-
 def test_what_is_too_long_loses_its_left_end(runner, tokenizer):
   """Of a pair and of a prompt; both are counted."""
   model = harness.load().Model(runner, tokenizer, STOP)
@@ -143,6 +126,59 @@ def test_what_is_too_long_loses_its_left_end(runner, tokenizer):
   )
   assert found[0] == found[1]
   assert model.truncated == 2
+
+
+def test_sampled_answers_differ_and_come_again(runner, tokenizer):
+  """By the task's temperature; the seed is the request's place."""
+  model = harness.load().Model(runner, tokenizer, STOP)
+  settings = {'do_sample': True, 'temperature': 2.0, 'max_gen_toks': 8}
+  asked = [request('hi', settings)] * 4
+  found = model.generate_until(asked)
+  assert len(set(found)) > 1
+  assert model.generate_until(asked) == found
+  greedy = {'do_sample': False, 'temperature': 2.0, 'max_gen_toks': 8}
+  assert len(set(model.generate_until([request('hi', greedy)] * 4))) == 1
+
+
+def test_an_answer_ends_before_its_stop_string(runner, tokenizer):
+  """A part of it as without; nothing after it is written."""
+  model = harness.load().Model(runner, tokenizer, STOP)
+  settings = {'until': [], 'max_gen_toks': 40}
+  (whole,) = model.generate_until([request('Be', settings)])
+  stop = whole[5:7]
+  (found,) = model.generate_until([request('Be', {**settings, 'until': stop})])
+  assert found == whole[: whole.index(stop)]
+
+
+def test_a_special_token_that_is_a_stop_string_ends_an_answer(
+  runner, tokenizer
+):
+  """Although the text does not show it; its own letters stop nothing."""
+  model = harness.load().Model(runner, tokenizer, ())
+  settings = {'until': ['<|im_start|>', 'art|>'], 'max_gen_toks': 8}
+  own = model._request(0, request('Be', settings))
+  assert model._stop_ids(own.stop) == (1, 2)
+  assert own.stop == ('<|im_start|>', 'art|>', '<|im_end|>')
+
+
+@pytest.mark.parametrize(
+  ('settings', 'words'),
+  [
+    ({'do_sample': True}, "task 'one' asks for do_sample and says no temp"),
+    ({'max_gen_toks': 256}, 'max_gen_toks = 256; the model has 256 positions'),
+    ({'typical_p': 0.9}, "'one' asks to generate with typical_p=0.9; known"),
+    (
+      {'do_sample': True, 'temperature': 1.0, 'top_p': 2.0, 'max_gen_toks': 8},
+      'top_p',
+    ),
+  ],
+)
+def test_what_cannot_be_generated_is_refused(
+  runner, tokenizer, settings, words
+):
+  model = harness.load().Model(runner, tokenizer, STOP)
+  with pytest.raises(ValueError, match=words):
+    model.generate_until([request('hi', settings)])
 
 
 def request(*args):

@@ -6,6 +6,7 @@ context ends, a text without context follows the token that begins a text, and
 what is too long loses its left end.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,15 +16,16 @@ from lm_eval.api import model as model_lib
 from lm_eval.models import utils as model_utils
 
 from tuner.evals import likelihood
-from tuner.generate import greedy
+from tuner.generate import engine, sampling
 from tuner.models import policy
 
 # The library's parts that `harness` uses come with the model.
 __all__ = ('Model', 'defaults', 'evaluator', 'tasks')
 
 MAX_TOKENS = 256  # Of an answer whose task says no number.
-# What `generate_until` reads; a value here changes nothing and may be said.
-SETTINGS = ('until', 'max_gen_toks', 'do_sample', 'temperature')
+DRAWN = ('temperature', 'top_k', 'top_p', 'min_p')  # Of sampling.Sampling.
+SETTINGS = ('until', 'max_gen_toks', 'do_sample', *DRAWN)
+# Settings without effect at these values.
 IDLE = {'num_beams': 1, 'num_return_sequences': 1, 'repetition_penalty': 1.0}
 
 
@@ -143,29 +145,48 @@ class Model(model_lib.TemplateLM):
   def generate_until(
     self, requests: Sequence[Any], disable_tqdm: bool = False
   ) -> list[str]:
-    """What the model writes after each context, to the first of its `until`."""
+    """What the model writes after each context, to the first of its `until`.
+
+    Where a task samples, what it leaves out of top_k, top_p and min_p is off,
+    and the seed is the request's place, so that repeats differ.
+    """
     del disable_tqdm
-    eos = self.tokenizer.decode([self.eot_token_id])
-    prompts, limits, untils = [], [], []
-    for request in requests:
-      context, settings = request.args
-      own = _settings(settings, request)
-      prompts.append(self._prompt(context, own['max_gen_toks']))
-      limits.append(own['max_gen_toks'])
-      untils.append(model_utils.handle_stop_sequences(own['until'], eos))
-    answers = [''] * len(prompts)
-    for limit in sorted(set(limits)):
-      chosen = [i for i, own in enumerate(limits) if own == limit]
-      found = greedy.generate(
-        self.runner.model,
-        [prompts[i] for i in chosen],
-        self.stop_ids,
-        limit,
-        self.rows,
+    asked = [self._request(i, one) for i, one in enumerate(requests)]
+    decode = functools.partial(self.tokenizer.decode, skip_special_tokens=True)
+    texts = [''] * len(asked)
+    stops = [self._stop_ids(one.stop) for one in asked]
+    for own in sorted(set(stops)):
+      chosen = [i for i, other in enumerate(stops) if other == own]
+      answers = engine.generate(
+        self.runner.model, [asked[i] for i in chosen], own, self.rows, decode
       )
-      for i, ids in zip(chosen, found, strict=True):
-        answers[i] = self._text(ids, untils[i])
-    return answers
+      for i, answer in zip(chosen, answers, strict=True):
+        texts[i] = model_utils.postprocess_generated_text(
+          decode(answer.ids), list(asked[i].stop), None
+        )
+    return texts
+
+  def _request(self, i, request) -> engine.Request:
+    context, settings = request.args
+    own = _settings(settings, request)
+    eos = self.tokenizer.decode([self.eot_token_id])
+    until = model_utils.handle_stop_sequences(own['until'], eos)
+    drawn = {}
+    if own['do_sample']:
+      drawn = {name: own[name] for name in DRAWN if own.get(name) is not None}
+    return engine.Request(
+      self._prompt(context, own['max_gen_toks']),
+      own['max_gen_toks'],
+      sampling.Sampling(**drawn),
+      seed=i,
+      stop=tuple(stop for stop in until if stop),
+    )
+
+  def _stop_ids(self, stop) -> tuple[int, ...]:
+    """Those of the model, and of stop strings that no text shows."""
+    special = set(stop).intersection(self.tokenizer.all_special_tokens)
+    found = self.tokenizer.convert_tokens_to_ids(sorted(special))
+    return tuple(sorted({*self.stop_ids, *found}))
 
   def _prompt(self, context, max_tokens):
     """Ids of the context's end, with room for max_tokens."""
@@ -181,10 +202,6 @@ class Model(model_lib.TemplateLM):
     self.truncated += len(ids) > room
     return ids[-room:]
 
-  def _text(self, ids, until):
-    text = self.tokenizer.decode(ids, skip_special_tokens=True)
-    return model_utils.postprocess_generated_text(text, until, None)
-
 
 def _settings(given, request):
   """A task's generation settings, each of them known. Raises ValueError."""
@@ -196,6 +213,9 @@ def _settings(given, request):
       f'task {request.task_name!r} asks to generate with {name}={value!r}; '
       f'known are {", ".join(SETTINGS)}, and {IDLE}'
     )
-  if own['do_sample']:
-    raise ValueError(f'task {request.task_name!r} asks for do_sample')
+  if own['do_sample'] and not own.get('temperature'):
+    raise ValueError(
+      f'task {request.task_name!r} asks for do_sample and says no temperature; '
+      'wanted: one above 0'
+    )
   return own
