@@ -297,6 +297,17 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path):
     opened(tmp_path, keep_last=0)
 
 
+def test_what_is_chosen_stays_until_another_is(tmp_path):
+  """However old; also where it is among the best or the last."""
+  chosen = [None, 2, 2, 2, 5, 5, 7]
+  kept = [[1], [2], [2, 3], [2, 4], [5], [5, 6], [7]]
+  with opened(tmp_path, keep_last=1) as checkpoints:
+    for step, (own, wanted) in enumerate(zip(chosen, kept), 1):
+      checkpoints.save(step, small(step), chosen=own)
+      checkpoints.wait()
+      assert committed(tmp_path) == written(tmp_path) == wanted
+
+
 def test_leftovers_are_ignored_then_cleaned(tmp_path, capsys):
   save_steps(tmp_path, 1, 2)
   folder = tmp_path / 'checkpoints'

@@ -266,6 +266,58 @@ def test_shown_text_has_no_control_characters(tmp_path):
   assert lines(tmp_path)[0]['note'] == evil
 
 
+SAMPLE = ('q\x1b[31m\nsecond\u202e', '{"a": 1}', '<b>*x*</b>\n# h ' + 'y' * 99)
+
+
+def test_samples_are_shown_and_are_no_metrics(tmp_path):
+  stream = io.StringIO()
+  with log.Log(tmp_path, JSONL, stream=stream) as writer:
+    writer.write_samples(4, 'dev', [SAMPLE, ('p', 'r', 'o')])
+  assert stream.getvalue().splitlines() == [
+    'step 4 dev: q[31m second',
+    '  wanted: {"a": 1}',
+    '  got: <b>*x*</b> # h ' + 'y' * 53 + ' ...',
+    'step 4 dev: p',
+    '  wanted: r',
+    '  got: o',
+  ]
+  assert max(map(len, stream.getvalue().splitlines())) == 79
+  assert lines(tmp_path) == []
+
+
+def events_of(workdir):
+  """The events of all TensorBoard files below."""
+  from tensorboardX.proto import event_pb2
+
+  events = []
+  for path in sorted((workdir / 'tensorboard').iterdir()):
+    data = path.read_bytes()
+    while data:  # length, crc, event, crc
+      (size,) = struct.unpack('<Q', data[:8])
+      events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+      data = data[16 + size :]
+  return events
+
+
+def test_tensorboard_shows_samples_as_they_are(tmp_path):
+  """A block of code: every line of it is indented, so that none is Markdown."""
+  pytest.importorskip('tensorboardX')
+  with log.Log(tmp_path, ('tensorboard',), stream=io.StringIO()) as writer:
+    writer.write_samples(4, 'dev', [SAMPLE])
+  (value,) = [
+    value
+    for event in events_of(tmp_path)
+    for value in event.summary.value
+    if value.tag.startswith('dev/sample_0')
+  ]
+  text = value.tensor.string_val[0].decode()
+  assert text.splitlines() == [
+    '    prompt:', '    q[31m', '    second', '    ',
+    '    wanted:', '    {"a": 1}', '    ',
+    '    got:', '    <b>*x*</b>', '    # h ' + 'y' * 99, '    ',
+  ]  # fmt: skip
+
+
 def test_tensorboard_holds_the_scalars_and_hides_the_cut(tmp_path):
   pytest.importorskip('tensorboardX')
   writers = ('tensorboard',)
@@ -275,15 +327,7 @@ def test_tensorboard_holds_the_scalars_and_hides_the_cut(tmp_path):
     writer.write_eval(3, 'dev', 'exact', 0.5, 10, 0.2, 0.8)
   with log.Log(tmp_path, writers, resumed=2, stream=io.StringIO()) as writer:
     writer.write(3, METRICS)
-  from tensorboardX.proto import event_pb2
-
-  events = []
-  for path in sorted((tmp_path / 'tensorboard').iterdir()):
-    data = path.read_bytes()
-    while data:  # length, crc, event, crc
-      (size,) = struct.unpack('<Q', data[:8])
-      events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
-      data = data[16 + size :]
+  events = events_of(tmp_path)
   tags = {value.tag for event in events for value in event.summary.value}
   assert {'train/loss', 'train/bad', 'dev/exact'} <= tags
   assert not any('text' in tag or 'step' in tag for tag in tags)

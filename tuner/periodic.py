@@ -8,6 +8,8 @@ interruption would have.
 
 import pathlib
 
+import jax
+
 from tuner import experiment as experiment_lib
 from tuner import log as log_lib
 from tuner import select, summary
@@ -62,7 +64,7 @@ class Periodic:
     if found is not None and not self._has(0):
       retained = self._suites.found(suites_lib.RETENTION, base)
       self._add(log, 0, found, retained)
-    select.write(self._workdir, self.lines)
+    self._write()
 
   def measure(
     self, log: log_lib.Log, tuned: suites_lib.System, base: suites_lib.System
@@ -73,7 +75,7 @@ class Periodic:
     retained = self._suites.general(tuned, base)
     if not self._has(tuned.step):
       self._add(log, tuned.step, task, retained)
-      select.write(self._workdir, self.lines)
+      self._write()
     rows = summary.predictions(self._suites.folder, f'dev.{tuned.name}')
     log.write_samples(tuned.step, 'dev', summary.samples(rows, SAMPLES))
     if self.is_over:
@@ -85,6 +87,10 @@ class Periodic:
 
   def _has(self, step: int) -> bool:
     return any(line['step'] == step for line in self.lines)
+
+  def _write(self) -> None:
+    if jax.process_index() == 0:
+      select.write(self._workdir, self.lines)
 
   def _add(self, log, step: int, task, retained) -> None:
     self.lines.append(suites_lib.line(step, task, retained))

@@ -15,13 +15,16 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from tuner import experiment as experiment_lib
 from tuner import ledger as ledger_lib
 from tuner import measure, opening, rundir
 from tuner.data import split as split_lib
 from tuner.evals import plan
 from tuner.evals import retention as retention_lib
-from tuner.models import policy
+from tuner.models import policy, weights
 
 BASE = 'base'
 RETENTION = 'retention'
@@ -130,11 +133,10 @@ class Suites:
       'key': self._retention_key(system),
       'metrics': {name: _plain(score) for name, score in metrics.items()},
     }
-    rundir.make_folder(self.folder)
-    rundir.write_whole(
-      self.folder / f'{suite}.json',
-      json.dumps(found, indent=2, allow_nan=False) + '\n',
-    )
+    if jax.process_index() == 0:
+      rundir.make_folder(self.folder)
+      text = json.dumps(found, indent=2, allow_nan=False)
+      rundir.write_whole(self.folder / f'{suite}.json', text + '\n')
     return found
 
   def _found_retention(self, system: System) -> Found | None:
@@ -196,6 +198,14 @@ def _retention(
     )
   for line in found.lines:
     opening.say(line)
+  if not experiment.adaptation.is_adapter:
+    sizes = experiment.model.config.sizes
+    count = weights.count(experiment.adaptation.rows, sizes)
+    size = count * jnp.dtype(own.model.dtype).itemsize
+    opening.say(
+      'retention: full fine-tuning moves the base, which is read anew at each '
+      f'measurement and takes {rundir.human(size)} beside the rest'
+    )
   parts = found.plan.texts, found.plan.quiz, found.plan.prompts
   return found if any(parts) else None
 

@@ -415,72 +415,14 @@ def test_one_row_has_no_interval_and_the_file_is_json(tmp_path, base, held_out):
   loss = found['metrics']['nats_per_token']
   assert (loss['low'], loss['high'], loss['n']) == ('nan', 'nan', 1)
   assert math.isfinite(loss['value'])
-  assert '[nan, nan]' in summary.table(found, found, {})
 
 
-def result(**values):
-  return {
-    'metrics': {
-      name.replace('__', '.'): {'value': v, 'low': v - 0.1, 'high': v + 0.1}
-      for name, v in values.items()
-    }
-  }
-
-
-def test_table():
-  base = result(json_equal=0.0, nats_per_token=11.25)
-  tuned = result(json_equal=0.5, nats_per_token=0.125)
-  won = {'json_equal': stats.Interval(0.5, 0.25, 0.75)}
-  assert summary.table(base, tuned, won).splitlines() == [
-    '                base                     tuned',
-    'json_equal      0.000 [-0.100, 0.100]    0.500 [0.400, 0.600]',
-    'nats_per_token  11.250 [11.150, 11.350]  0.125 [0.025, 0.225]',
-    '',
-    '                tuned - base',
-    'json_equal      +0.500 [+0.250, +0.750]',
-  ]
-  assert summary.table(None, tuned, {}).splitlines() == [
-    '                tuned',
-    'json_equal      0.500 [0.400, 0.600]',
-    'nats_per_token  0.125 [0.025, 0.225]',
-  ]
-
-
-def test_table_fits_80_columns():
-  names = 'my_package__metrics__similarity_of_the_two_answers', 'nats_per_token'
-  both = result(**dict.fromkeys(names, 11.111))
-  won = {name: stats.Interval(-0.5, -0.6, -0.4) for name in both['metrics']}
-  lines = summary.table(both, both, won).splitlines()
-  assert max(map(len, lines)) <= 80
-  assert lines[1].startswith(
-    'similarity_of_the_two_an  11.111 [11.011, 11.211]'
-  )
-
-
-def test_differences_are_of_the_same_rows(tmp_path, base, held_out):
-  held_out.measure(tmp_path, 'test.base', base, ['base'])
-  rows = summary.predictions(tmp_path, 'test.base')
-  same = summary.differences(rows, rows)
-  assert set(same) == {'json_valid', 'stopped'}
-  for interval in same.values():
-    assert interval.low <= interval.mean == 0 <= interval.high
-  with pytest.raises(RuntimeError, match='not measured on the same rows'):
-    summary.differences(rows[1:], rows)
-
-
-def test_examples_are_printable_and_cut_after_four_lines():
-  row = {
-    'prompt': [{'content': 'a\nb\x1b[31m'}],
-    'reference': 'x' * 100,
-    'output': '\u202ey ' + 'z ' * 500,
-  }
-  lines = summary.examples([row] * 9, [row] * 9).splitlines()
-  assert lines[:4] == [
-    'prompt  a b[31m',
-    f'wanted  {"x" * 71}',
-    f'        {"x" * 29}',
-    'base    y ' + 'z ' * 34 + 'z',
-  ]
-  assert lines[6].endswith(' ...') and lines[7].startswith('tuned   y z')
-  assert len([line for line in lines if line.startswith('tuned')]) == 3
-  assert max(map(len, lines)) <= 80
+def test_samples_are_spread_over_the_rows():
+  rows = [
+    {'prompt': [{'content': 'x'}, {'content': f'q{i}'}], 'reference': 'r',
+     'output': f'a{i}'} for i in range(9)
+  ]  # fmt: skip
+  found = summary.samples(rows, 3)
+  assert found == [('q0', 'r', 'a0'), ('q3', 'r', 'a3'), ('q6', 'r', 'a6')]
+  assert len(summary.samples(rows[:2], 3)) == 2
+  assert summary.samples([], 3) == []
