@@ -340,6 +340,23 @@ def test_a_stop_token_too_early_is_refused(vocabulary):
   assert not matcher.is_over
 
 
+def test_a_stop_token_that_is_text_only_ends():
+  """Were it allowed as white space or in a string, it would end the answer."""
+  tokenizer = support.make_tokenizer()
+  [newline] = encode(tokenizer, '\n')
+  own = constrain.Vocabulary(tokenizer, SIZE, [2, newline])
+  for constraint in (Constraint('json'), Constraint('regex', r'\[\s*\]')):
+    matcher = own.grammar(constraint).start()
+    matcher.accept(*encode(tokenizer, '['))
+    assert newline not in ids_of(matcher.allowed())
+    with pytest.raises(ValueError, match=f'token {newline} cannot follow'):
+      matcher.accept(newline)
+    matcher.accept(*encode(tokenizer, ']'))
+    assert {2, newline} <= set(ids_of(matcher.allowed()).tolist())
+    matcher.accept(newline)
+    assert matcher.is_over
+
+
 def test_a_grammar_too_complex_is_an_error_not_an_end(vocabulary, tokenizer):
   """The library then allows its end token; that must not pass for an end."""
   limits = llguidance.LLParserLimits(step_lexer_fuel=1, initial_lexer_fuel=1)
