@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import ml_collections
+import numpy as np
 import pytest
+import safetensors.numpy
 import support
 
 from tuner import commands, commits, export, rundir
@@ -92,6 +94,36 @@ def test_a_chosen_step(run, tmp_path):
   assert newest['tokenizer.json'] == chosen['tokenizer.json']
   assert b'step 2 of 4' in chosen['README.md']
   assert json.loads((tmp_path / 'out/verify.json').read_text()) == {}
+
+
+def test_weights_between_base_and_tuned(run, tmp_path, capsys):
+  """b is scaled, a is not; the card claims no scores of the whole way."""
+  run('adapter')
+  whole = safetensors.numpy.load_file(
+    tmp_path / 'out/adapter/adapter_model.safetensors'
+  )
+  assert run('adapter', 'model', alpha=0.25) == 0  # and verified
+  half = safetensors.numpy.load_file(
+    tmp_path / 'out/adapter/adapter_model.safetensors'
+  )
+  assert whole.keys() == half.keys() and len(whole) > 4
+  for name, value in whole.items():
+    scale = 0.25 if 'lora_B' in name else 1.0
+    np.testing.assert_array_equal(half[name], scale * value)
+  text = (tmp_path / 'out/adapter/README.md').read_text()
+  moved = 'step 4 of 4, moved back to 0.25 of its way.'
+  assert text.count(moved) == 2 and f'Not measured: this is {moved}' in text
+  assert '8/8' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('alpha', [0.0, -1.0, 1.5, float('nan')])
+def test_an_alpha_beyond_the_ends_is_refused(run, alpha):
+  with pytest.raises(ValueError) as caught:
+    run('adapter', alpha=alpha)
+  assert str(caught.value) == (
+    f'--alpha: {alpha:g}; wanted above 0, up to 1: 0 is the base, 1 the model '
+    'as it was trained.'
+  )
 
 
 def test_what_the_end_of_training_exports_is_what_the_command_does(

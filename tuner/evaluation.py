@@ -12,7 +12,7 @@ import jax
 
 from tuner import ledger, ranges, rundir, select, summary
 from tuner import suites as suites_lib
-from tuner.evals import stats
+from tuner.evals import compare
 from tuner.report import evaluate_page, evaluate_text
 
 RECORD = 'evaluation.json'
@@ -69,7 +69,7 @@ def made(
     for name, s in _named(base, tuned)
     if s is not None and suites.retention is not None
   }
-  shown = _shown(own)
+  shown = _shown(own, found)
   curve = select.curve(select.read(suites.workdir), own.select, shown, step)
   record = {
     'base': experiment.base_dir.name,
@@ -107,12 +107,12 @@ def _metrics(found: Mapping[str, Any] | None) -> Any:
   return None if found is None else found['metrics']
 
 
-def _shown(own) -> str:
-  """The metric that the record is about."""
-  if own.select.metric:
-    return own.select.metric
-  names = ranges.metric_names(own.evaluate.metrics)
-  return names[0] if names else 'nats_per_token'
+def _shown(own, found: Mapping[str, Any]) -> str:
+  """The metric that the record is about; of rows without answers, the loss."""
+  measured = [set(one['metrics']) for one in found.values() if one]
+  names = (own.select.metric, *ranges.metric_names(own.evaluate.metrics))
+  there = [n for n in names if n and all(n in one for one in measured)]
+  return there[0] if there else 'nats_per_token'
 
 
 def _compared(suites, side, base, tuned) -> dict[str, Any] | None:
@@ -122,37 +122,11 @@ def _compared(suites, side, base, tuned) -> dict[str, Any] | None:
   one, other = (_predictions(suites, side, s) for s in (base, tuned))
   if not one:
     return None
-  found = _pair(one, other)
-  name = f'{side}.{base.name}.vs.{side}.{tuned.name}.json'
-  text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-  rundir.write_whole(suites.folder / name, text + '\n')
+  held = suites.held[side]
+  found = compare.pair(one, other, held.metrics, held.asked())
+  names = (f'{side}.{system.name}' for system in (base, tuned))
+  compare.write(suites.folder, *names, found)
   return found
-
-
-def _pair(base, tuned) -> dict[str, Any]:
-  if [p['id'] for p in base] != [p['id'] for p in tuned]:
-    raise RuntimeError('base and tuned were not measured on the same rows.')
-  metrics, flips = {}, {}
-  for name in tuned[0]['scores']:
-    ours, theirs = ([p['scores'][name] for p in x] for x in (tuned, base))
-    found = stats.compare(ours, theirs, stats.SEED)
-    metrics[name] = {
-      'difference': found.difference.mean,
-      'low': found.difference.low,
-      'high': found.difference.high,
-      'p': found.p,
-      'wins': found.wins,
-      'ties': found.ties,
-      'losses': found.losses,
-    }
-    gains = [
-      (p['id'], a - b) for p, a, b in zip(tuned, ours, theirs, strict=True)
-    ]
-    flips[name] = {
-      'won': [row for row, gain in gains if gain > 0],
-      'lost': [row for row, gain in gains if gain < 0],
-    }
-  return {'n': len(base), 'metrics': metrics, 'flips': flips}
 
 
 def _alphas(suites, side, alphas, metric) -> list[dict[str, Any]]:

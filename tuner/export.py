@@ -19,6 +19,7 @@ from tuner import (
   basedir,
   commits,
   dataset,
+  interpolate,
   named,
   ranges,
   rundir,
@@ -42,15 +43,22 @@ def run(
   step: int | None = None,
   out: pathlib.Path | None = None,
   is_verified: bool = True,
+  alpha: float = 1.0,
 ) -> int:
   """Exports a committed step; the exit code.
 
   step: None: the one that config.select chooses, else the newest.
   formats: instead of config.export.formats. out: instead of workdir/export.
+  alpha: of the way from the base to the step, see tuner.interpolate.
   Raises ValueError for what the user can mend, RuntimeError where what was
   written is not what was trained.
   """
   check_run(workdir)
+  if not 0 < alpha <= 1:
+    raise ValueError(
+      f'--alpha: {alpha:g}; wanted above 0, up to 1: 0 is the base, 1 the '
+      'model as it was trained.'
+    )
   own = _read(config, formats)
   with rundir.lock(workdir):
     step = choose_step(workdir, step, own.select)
@@ -62,6 +70,7 @@ def run(
     mesh = mesh_lib.make(**dataclasses.asdict(own.mesh))
     with jax.set_mesh(mesh):
       trained = of_step(config, own, declared, workdir, step, mesh)
+      trained = moved(trained, alpha)
       deliver.write(trained, names, place, is_verified, key)
   return 0
 
@@ -159,6 +168,23 @@ def of_step(given, own, declared, workdir, step: int, mesh) -> Trained:
     own, base_dir, tokenizer, stop_ids, model, adaptation, mesh, frozen,
     trainable, record, tuple(chosen), workdir,
   )  # fmt: skip
+
+
+def moved(trained: Trained, alpha: float) -> Trained:
+  """`trained` with its weights moved back towards the base.
+
+  Its record then says alpha: what was measured at 1 is not said of it.
+  """
+  if alpha == 1:
+    return trained
+  base = dict(trained.frozen)
+  if not trained.adaptation.is_adapter:
+    base = trained.load(trained.base_dir)
+  trainable = interpolate.between(
+    trained.adaptation, base, dict(trained.trainable), alpha
+  )
+  record = {**trained.record, 'alpha': alpha}
+  return dataclasses.replace(trained, trainable=trainable, record=record)
 
 
 def checked_record(

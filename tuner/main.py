@@ -58,6 +58,9 @@ _STEP = flags.DEFINE_integer(
   'step', None, 'export, evaluate: a committed step; else the chosen or newest '
   'one. evaluate: 0 is the base alone.', lower_bound=0,
 )  # fmt: skip
+_ALPHA = flags.DEFINE_float(
+  'alpha', 1.0, 'export: how far from the base (0) to the tuned weights (1).'
+)
 _OUT = flags.DEFINE_string(
   'out', None, 'export: where to; else WORKDIR/export.'
 )
@@ -133,8 +136,9 @@ def _run(command: str, arguments: list[str]) -> int:
 
     out = _OUT.value and pathlib.Path(_OUT.value).expanduser()
     return export.run(
-      _CONFIG.value, workdir, _FORMATS.value, _STEP.value, out, _VERIFY.value
-    )
+      _CONFIG.value, workdir, _FORMATS.value, _STEP.value, out, _VERIFY.value,
+      _ALPHA.value,
+    )  # fmt: skip
   if command == 'evaluate':
     from tuner import evaluate
 

@@ -103,7 +103,7 @@ class HeldOut:
     )
     decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
     return generative.score(
-      [_asked(row) for row in self.answered],
+      self.asked(),
       references,
       answers,
       decode,
@@ -111,6 +111,10 @@ class HeldOut:
       self.metrics,
       stats.SEED,
     )
+
+  def asked(self) -> list[rows_lib.Row]:
+    """The rows that are answered, as the metrics see them."""
+    return [_asked(row) for row in self.answered]
 
   @functools.cached_property
   def _turns(self) -> list[tuple[list[int], str]]:

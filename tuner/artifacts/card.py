@@ -102,13 +102,19 @@ def _introduction(trained: Trained, base: str) -> str:
   at = f' at revision `{revision}`' if revision else ''
   return (
     f'{MADE_WITH}{tuner.__version__} from {markdown(base)}{at}, '
-    f'step {record["step"]} of {facts["steps"]}.\n\n'
+    f'step {record["step"]} of {facts["steps"]}{_moved(record)}.\n\n'
     f'* sha256 of the weights of the base: `{facts["model"]["weights"]}`\n'
     f'* sha256 of the checkpoint: `{record["sha256"]}`\n\n'
     '`prompts.jsonl` holds conversations as this model is to see them: '
     'messages, the\nexact text, the token ids. A server must make the same of '
     'the same messages.'
   )
+
+
+def _moved(record: Mapping[str, Any]) -> str:
+  """Where between the base and the step the weights lie, if between."""
+  alpha = record.get('alpha', 1.0)
+  return '' if alpha == 1 else f', moved back to {alpha:g} of its way'
 
 
 def _use(trained: Trained, name: str) -> str:
@@ -216,12 +222,14 @@ def _fenced(value: Any) -> str:
 
 
 def _evaluation(trained: Trained) -> str:
-  """Scores of this very step, with n and intervals."""
+  """Scores of these very weights, with n and intervals."""
   step, last = trained.record['step'], trained.record['facts']['steps']
-  folder = trained.workdir / 'eval'
-  tuned = _read(folder / f'test.{step}.json').get('metrics', {})
-  if not tuned and step != last:
-    return f'Not measured: this is step {step} of {last}.'
+  alpha, folder = trained.record.get('alpha', 1.0), trained.workdir / 'eval'
+  suite = f'test.{step}' if alpha == 1 else f'test.{step}.alpha{alpha:g}'
+  tuned = _read(folder / f'{suite}.json').get('metrics', {})
+  if not tuned and (step != last or alpha != 1):
+    where = f'step {step} of {last}{_moved(trained.record)}'
+    return f'Not measured: this is {where}.'
   if not tuned:
     return 'Not measured on held-out rows.'
   base = _read(folder / 'test.base.json').get('metrics', {})
