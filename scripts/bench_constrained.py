@@ -49,6 +49,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--model', default=str(CACHE / 'SmolLM2-135M-Instruct'))
   parser.add_argument('--data', default=str(CACHE / 'addresses.jsonl'))
   parser.add_argument('--rows', type=int, default=128, help='answered; 0: none')
+  parser.add_argument('--timed_rows', type=int, default=16)
+  parser.add_argument('--rounds', type=int, default=3, help='of timed rows')
   parser.add_argument('--batch', type=int, default=64, help='rows at a time')
   parser.add_argument('--max_tokens', type=int, default=104)
   parser.add_argument('--states', type=int, default=2000, help='masks timed')
@@ -164,20 +166,23 @@ def render(tokenizer, row) -> list[int]:
 
 
 def answer(model, tokenizer, stop_ids, rows, grammar, flags):
-  """The second of two runs, which compiles nothing: its figures."""
-  for _ in range(2):
-    requests = [
-      engine.Request(
-        render(tokenizer, row),
-        flags.max_tokens,
-        constraint=grammar.start() if grammar else None,
-      )
-      for row in rows
-    ]
-    time_us, answers = timed(
-      engine.generate, model, requests, stop_ids, flags.batch
+  """(seconds, answers) of a system to the rows."""
+  requests = [
+    engine.Request(
+      render(tokenizer, row),
+      flags.max_tokens,
+      constraint=grammar.start() if grammar else None,
     )
-  tokens = sum(len(a.ids) for a in answers)
+    for row in rows
+  ]
+  time_us, answers = timed(
+    engine.generate, model, requests, stop_ids, flags.batch
+  )
+  return time_us / 1e6, answers
+
+
+def score(tokenizer, stop_ids, rows, answers, scorers):
+  """The mean of each metric with its interval, and the texts."""
   texts = [
     tokenizer.decode(a.ids[:-1] if a.ids[-1] in stop_ids else a.ids)
     for a in answers
@@ -187,24 +192,33 @@ def answer(model, tokenizer, stop_ids, rows, grammar, flags):
       metric(text, row['output'], None)
       for text, row in zip(texts, rows, strict=True)
     ]
-    for name, metric in generative.find(METRICS).items()
+    for name, metric in scorers.items()
   }
   scores['stopped'] = [float(a.ended == 'stop') for a in answers]
-  return {
-    'tokens': tokens,
-    'seconds': time_us / 1e6,
-    'tokens_per_s': tokens / time_us * 1e6,
-    'scores': {
-      name: stats.bootstrap(values, stats.SEED)._asdict()
-      for name, values in scores.items()
-    },
-    'texts': texts,
+  means = {
+    name: stats.bootstrap(values, stats.SEED)._asdict()
+    for name, values in scores.items()
   }
+  return {'scores': means, 'n': len(rows), 'texts': texts}
+
+
+def time_answers(model, tokenizer, stop_ids, rows, grammars, flags):
+  """Tokens a second of each system, in turns, the first of them untimed."""
+  rates: dict[str, list[float]] = {name: [] for name in grammars}
+  for turn in range(flags.rounds + 1):
+    for name, grammar in grammars.items():
+      seconds, answers = answer(
+        model, tokenizer, stop_ids, rows, grammar, flags
+      )
+      if turn:
+        rates[name].append(sum(len(a.ids) for a in answers) / seconds)
+  return rates
 
 
 def main(argv: list[str] | None = None) -> None:
   """Prints both tables and writes the JSON file."""
   flags = parse_flags(argv)
+  scorers = generative.find(METRICS)
   tokenizer = template.load_tokenizer(flags.model)
   stop_ids = template.stop_ids(pathlib.Path(flags.model), tokenizer)
   declared = hub.declare(pathlib.Path(flags.model))
@@ -240,15 +254,21 @@ def main(argv: list[str] | None = None) -> None:
     for name, times in found.items():
       show(f'batch {batch:3} {name}', times)
   if flags.rows:
-    model = weights.fill(
-      declared, hub.load(pathlib.Path(flags.model), declared)
-    )
-    for name, grammar in [('free', None), *grammars.items()]:
-      found = answer(
-        model, tokenizer, stop_ids, rows[: flags.rows], grammar, flags
-      )
+    path = pathlib.Path(flags.model)
+    model = weights.fill(declared, hub.load(path, declared))
+    systems = {'free': None, **grammars}
+    for name, grammar in systems.items():
+      own = rows[: flags.rows]
+      _, answers = answer(model, tokenizer, stop_ids, own, grammar, flags)
+      found = score(tokenizer, stop_ids, own, answers, scorers)
       figures['answers'][name] = found
       show_answers(name, found)
+    figures['tokens_per_s'] = time_answers(
+      model, tokenizer, stop_ids, rows[: flags.timed_rows], systems, flags
+    )
+    for name, rates in figures['tokens_per_s'].items():
+      shown = ' '.join(f'{rate:.0f}' for rate in rates)
+      print(f'{name:10} {statistics.median(rates):6.0f} tokens/s ({shown})')
   if flags.out:
     pathlib.Path(flags.out).write_text(json.dumps(figures, indent=1) + '\n')
 
@@ -268,11 +288,7 @@ def show_answers(name: str, found: dict) -> None:
     f'{metric} {i["mean"]:.2f} [{i["low"]:.2f}, {i["high"]:.2f}]'
     for metric, i in found['scores'].items()
   ]
-  print(
-    f'{name:10} {found["tokens_per_s"]:6.0f} tokens/s '
-    f'({found["tokens"]} tokens)  {"  ".join(parts)}',
-    flush=True,
-  )
+  print(f'{name:10} n {found["n"]}  {"  ".join(parts)}', flush=True)
 
 
 if __name__ == '__main__':
