@@ -105,6 +105,29 @@ def test_a_shape_is_compiled_once(runner):
   assert likelihood._predictions._cache_size() == before
 
 
+@pytest.mark.parametrize(
+  ('lengths', 'rows', 'tokens', 'shape'),
+  [
+    (((20, 5),) * 40, 8, 96, (8, 96)),
+    (((20, 5),) * 5, 8, 1024, (1, 128)),
+    (((20, 5),) * 5, 8, 96, (2, 96)),
+    (((90, 20),) * 9, 8, 64, (4, 128)),
+    (((250, 7),) * 9, 8, 64, (1, 320)),
+    (((250, 7),) * 9, 8, 1024, (3, 1024)),
+    (((50, 7), (2, 1)), 1, 1, (1, 64)),
+  ],
+)
+def test_a_batch_is_no_larger_than_it_need_be(lengths, rows, tokens, shape):
+  """Nor than asked for, unless one pair is."""
+  fitted = [likelihood._Fitted(*x, 0) for x in fitted_of(lengths)]
+  source = likelihood._packed(fitted, rows, tokens, 256)
+  assert (source.rows, source.tokens) == shape
+
+
+def fitted_of(lengths):
+  return [([3] * (a + b), b) for a, b in lengths]
+
+
 def test_the_context_is_cut_from_its_left(runner):
   """To as many as the model may look at; the last token is not looked at."""
   context, continuation = make_pairs(((30, 4),))[0]

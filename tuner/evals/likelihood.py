@@ -48,9 +48,10 @@ def score(
   """Each continuation's likelihood, in the order given.
 
   pairs: (context, continuation), ids, neither of them empty. rows, tokens: a
-  batch, at most; wider where a pair is longer. limit: how many tokens the model
-  may look at, at most; by default its positions. The last token of a pair is
-  predicted, never looked at, so that limit + 1 fit.
+  batch, at most; where a pair is longer, rows are wider and fewer.
+  limit: how many tokens the model may look at, at most; by default its
+  positions. The last token of a pair is predicted, never looked at, so that
+  limit + 1 fit.
   too_long: 'error', or 'truncate_context' from its left end, which is counted.
 
   Raises ValueError for a pair that is empty or does not fit.
@@ -67,7 +68,8 @@ def score(
   fitted = [_fit(i, *pair, limit, too_long) for i, pair in enumerate(pairs)]
   if not fitted:
     return []
-  source, reach = _packed(fitted, rows, tokens)
+  source = _packed(fitted, rows, tokens, limit)
+  reach = _doubled(source.longest, limit)
   nats_N, tops_N = np.zeros(len(pairs)), np.zeros(len(pairs), np.int64)
   for i, batch in enumerate(source):
     batch = {name: values[0] for name, values in batch.items()}
@@ -124,8 +126,8 @@ def _fit(i, context, continuation, limit, too_long) -> _Fitted:
   return _Fitted(ids[cut:], len(continuation), cut)
 
 
-def _packed(fitted, rows, tokens):
-  """(a sources.Once of all pairs, the reach of its batches)."""
+def _packed(fitted, rows, tokens, limit) -> sources.Once:
+  """All pairs once, in as few rows as hold them, and no wider than it takes."""
   lengths = np.array([len(one.ids) for one in fitted])
   counts = np.array([one.tokens for one in fitted])
   ends = np.cumsum(lengths)
@@ -136,18 +138,23 @@ def _packed(fitted, rows, tokens):
     np.concatenate([[0], ends]),
     [f'pair {i}' for i in range(len(fitted))],
   )
-  reach = _doubled(int(lengths.max()))
-  width = max(reach, min(tokens, _doubled(int(ends[-1]))))
+  longest = _doubled(int(lengths.max()), limit)
+  width = max(longest, min(tokens, _doubled(int(ends[-1]), tokens)))
   bins = pack.pack(lengths, width)
+  rows = min(max(1, rows * tokens // width), rows, len(bins))
   mesh = jax.sharding.get_abstract_mesh()
   parts = 1 if mesh.empty else mesh_lib.parts(mesh, mesh_lib.RULES['B'])
-  rows = -(-min(rows, len(bins)) // parts) * parts
-  return sources.Once(examples, bins, rows, width, (0, 1)), reach
+  rows = -(-rows // parts) * parts
+  return sources.Once(examples, bins, rows, width, (0, 1))
 
 
-def _doubled(length):
-  """The least of 64, 128, 256, ... that holds this many tokens."""
-  return max(NARROWEST, 1 << (length - 1).bit_length())
+def _doubled(length, limit):
+  """The least of 64, 128, 256, ... that holds so many tokens.
+
+  At most what holds limit + 1, a multiple of 64.
+  """
+  most = -(-(limit + 1) // NARROWEST) * NARROWEST
+  return min(most, max(NARROWEST, 1 << (length - 1).bit_length()))
 
 
 def encode_pair(
