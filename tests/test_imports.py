@@ -47,6 +47,7 @@ DISTRIBUTIONS = {  # whose name is not their module's
   'lm_eval': 'lm-eval',
   'ml_collections': 'ml-collections',
   'orbax': 'orbax-checkpoint',
+  'referencing': 'jsonschema',
   'rouge_score': 'rouge-score',
 }
 

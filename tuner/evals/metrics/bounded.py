@@ -64,22 +64,35 @@ def _ask(question: list[Any]) -> dict[str, Any]:
     if _process is None or _process.poll() is not None:
       # -P: no module beside the one that is run hides another.
       _process = subprocess.Popen(
-        [sys.executable, '-P', '-c', _MAIN, str(_ROOT)],
+        [sys.executable, '-P', '-W', 'ignore', '-c', _MAIN, str(_ROOT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
       )
     assert _process.stdin and _process.stdout
     try:
       _process.stdin.write(json.dumps(question).encode() + b'\n')
       _process.stdin.flush()
+      line = _process.stdout.readline()
     except BrokenPipeError:
-      return {}
-    line = _process.stdout.readline()
-    if not line.endswith(b'\n'):
-      _process.wait()
-      return {}
-    return json.loads(line)
+      line = b''
+    if line.endswith(b'\n'):
+      return json.loads(line)
+    return _ended(_process)
+
+
+def _ended(process: subprocess.Popen) -> dict[str, Any]:
+  """{} of a process that was ended by a signal. Raises RuntimeError for others.
+
+  Of itself it ends only where it cannot run at all.
+  """
+  _, errors = process.communicate()
+  if process.returncode >= 0:
+    raise RuntimeError(
+      'the process that bounds patterns, schemas and queries ended with '
+      f'{process.returncode}: {errors.decode(errors="replace")[-500:]}'
+    )
+  return {}
 
 
 def serve() -> None:
@@ -93,7 +106,7 @@ def serve() -> None:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
       answer = _answer(*json.loads(line))
-    except (RecursionError, MemoryError):
+    except Exception:  # What was asked is untrusted: whatever it comes to.
       answer = {}
     signal.setitimer(signal.ITIMER_PROF, 0)
     sys.stdout.buffer.write(json.dumps(answer).encode() + b'\n')
@@ -116,15 +129,14 @@ def _answer(name: str, *question: Any) -> dict[str, Any]:
 
 def _fits(rule: str, text: str) -> dict[str, Any]:
   import jsonschema
+  import referencing.exceptions
 
   try:
     return {'found': _validator(rule).is_valid(json.loads(text))}
   except (jsonschema.SchemaError, ValueError, re.error) as error:
     return {'wrong': f'no JSON Schema: {str(error)[:200]}'}
-  except Exception as error:  # a library's own, of what a schema refers to
-    if 'Unresolvable' in type(error).__name__ or 'Ref' in type(error).__name__:
-      return {'wrong': f'refers to what is not in it: {str(error)[:200]}'}
-    raise
+  except referencing.exceptions.Unresolvable as error:
+    return {'wrong': f'refers to what is not in it: {str(error)[:200]}'}
 
 
 @functools.lru_cache(maxsize=64)
