@@ -244,8 +244,10 @@ REFUSED = {
   'unknown metric': (
     put(evaluate__metrics=('json_vlid',)),
     "config.evaluate.metrics.name: unknown function 'json_vlid'; did you mean "
-    "'json_valid'? tuner.evals.metrics has contains, exact, field_f1, "
-    'json_equal, json_valid',
+    "'json_valid'? tuner.evals.metrics has accepted, bleu, chrf, contains, "
+    'exact, exact_normalised, field_f1, function_call, json_equal, '
+    'json_schema, json_valid, label, length_ratio, numeric, regex, '
+    'regex_found, rouge_1, rouge_2, rouge_l, sql, term_recall, token_f1',
   ),
   'answers beyond the positions': (
     put(evaluate__max_tokens=250),

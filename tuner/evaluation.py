@@ -120,12 +120,12 @@ def _compared(suites, side, base, tuned) -> dict[str, Any] | None:
   if base is None or tuned is None:
     return None
   one, other = (_predictions(suites, side, s) for s in (base, tuned))
-  if not one:
+  if not one or other is None:
     return None
   held = suites.held[side]
   found = compare.pair(one, other, held.metrics, held.asked())
-  names = (f'{side}.{system.name}' for system in (base, tuned))
-  compare.write(suites.folder, *names, found)
+  one_name, other_name = f'{side}.{base.name}', f'{side}.{tuned.name}'
+  compare.write(suites.folder, one_name, other_name, found)
   return found
 
 
