@@ -80,17 +80,18 @@ def _of_sets(metric, base, tuned, rows) -> stats.Comparison:
   ours, theirs = ([p['output'] for p in side] for side in (tuned, base))
   one, other = (metric.drawn(x, references, rows) for x in (ours, theirs))
 
-  def swapped(heads_N):
+  def swapped(heads_SN):
     if one.sums is not None:
-      chosen = np.where(heads_N[:, None], other.sums, one.sums).sum(0)
-      rest = one.sums.sum(0) + other.sums.sum(0) - chosen
-      pair = metric.facts.of_sums(np.stack([chosen, rest]))
-    else:
-      pair = [
-        metric.function(corpus.swap(heads_N, *sides), references, rows)
-        for sides in ((ours, theirs), (theirs, ours))
-      ]
-    return pair[0] - pair[1]
+      moved = heads_SN @ (other.sums - one.sums)
+      of_sums = metric.facts.of_sums
+      ours_SK, theirs_SK = one.sums.sum(0) + moved, other.sums.sum(0) - moved
+      return of_sums(ours_SK) - of_sums(theirs_SK)
+    gains = [
+      metric.function(corpus.swap(heads, ours, theirs), references, rows)
+      - metric.function(corpus.swap(heads, theirs, ours), references, rows)
+      for heads in heads_SN
+    ]
+    return np.array(gains)
 
   return corpus.compare(one, other, swapped, stats.SEED)
 

@@ -5,7 +5,7 @@ over rows where the metric has them, else from the texts.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from tuner.evals import stats
 
 SAMPLES = 2000
 SAMPLES_OF_TEXTS = 500  # Each calls the metric on all texts.
-
-# rows [n] -> score; counts or rows of draws are made by `Drawn`.
-OfRows = Callable[[np.ndarray], float]
 
 
 class Drawn:
@@ -61,8 +58,9 @@ def interval(drawn: Drawn, seed: int, level: float = 0.95) -> stats.Interval:
 def compare(ours: Drawn, theirs: Drawn, swapped, seed: int) -> stats.Comparison:
   """`stats.compare` of two systems' scores; there are no wins of rows.
 
-  swapped(heads_N) gives the gain were the systems changed in rows where heads.
-  p is of the randomisation test of that (Riezler and Maxwell 2005).
+  swapped(heads_SN) gives the gain of each draw, were the systems changed in
+  rows where heads. p is of the randomisation test of that (Riezler and Maxwell
+  2005).
   """
   gain = ours.value() - theirs.value()
   found = [
@@ -71,11 +69,11 @@ def compare(ours: Drawn, theirs: Drawn, swapped, seed: int) -> stats.Comparison:
   ]
   difference = _corrected(gain, np.concatenate(found), ours.n, 0.95)
   rng = np.random.default_rng(seed)
-  as_large = sum(
-    abs(swapped(rng.integers(2, size=ours.n) > 0)) >= abs(gain) * (1 - 1e-12)
-    for _ in range(ours.samples)
-  )
-  p = (1 + as_large) / (1 + ours.samples)
+  samples = stats.drawn_samples(ours.n, ours.samples)
+  gains = swapped(rng.integers(2, size=(samples, ours.n), dtype=np.int8))
+  # The order of a sum is no gain.
+  as_large = int((abs(gains) >= abs(gain) - 1e-9).sum())
+  p = (1 + as_large) / (1 + samples)
   return stats.Comparison(difference, p, 0, 0, 0)
 
 

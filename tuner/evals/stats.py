@@ -19,7 +19,7 @@ import numpy as np
 SEED = 0  # Of every bootstrap: a number is the same when read again.
 SAMPLES = 10_000
 # Of more rows fewer samples are drawn: their quantiles are as steady.
-MOST_DRAWN = 200_000_000
+MOST_DRAWN = 10_000_000
 UNBOUNDED = (-math.inf, math.inf)
 
 
