@@ -38,6 +38,7 @@ CACHE = pathlib.Path(
   os.environ.get('TUNER_CACHE') or '~/.cache/tuner'
 ).expanduser()
 SYSTEM = 'Extract the parts of the US address as JSON.'
+SYSTEMS = ('free', 'in order', 'any order', 'json')
 METRICS = ('json_valid', 'json_equal', 'field_f1')
 
 
@@ -49,6 +50,9 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--model', default=str(CACHE / 'SmolLM2-135M-Instruct'))
   parser.add_argument('--data', default=str(CACHE / 'addresses.jsonl'))
   parser.add_argument('--rows', type=int, default=128, help='answered; 0: none')
+  parser.add_argument(
+    '--systems', default=','.join(SYSTEMS), help='that answer'
+  )
   parser.add_argument('--timed_rows', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=3, help='of timed rows')
   parser.add_argument('--batch', type=int, default=64, help='rows at a time')
@@ -56,7 +60,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--states', type=int, default=2000, help='masks timed')
   parser.add_argument('--repeats', type=int, default=30, help='of each choice')
   parser.add_argument('--out', help='JSON file for every figure')
-  return parser.parse_args(argv)
+  flags = parser.parse_args(argv)
+  wrong = set(flags.systems.split(',')) - set(SYSTEMS)
+  if wrong:
+    raise ValueError(
+      f'--systems: {sorted(wrong)} unknown; allowed: {", ".join(SYSTEMS)}.'
+    )
+  return flags
 
 
 def read_rows(path: str) -> list[dict[str, str]]:
@@ -256,7 +266,10 @@ def main(argv: list[str] | None = None) -> None:
   if flags.rows:
     path = pathlib.Path(flags.model)
     model = weights.fill(declared, hub.load(path, declared))
-    systems = {'free': None, **grammars}
+    systems = {
+      name: None if name == 'free' else grammars[name]
+      for name in flags.systems.split(',')
+    }
     for name, grammar in systems.items():
       own = rows[: flags.rows]
       _, answers = answer(model, tokenizer, stop_ids, own, grammar, flags)
