@@ -65,8 +65,8 @@ def base(tiny):
 
 
 @pytest.fixture(scope='module')
-def damaged(files, tiny):
-  """The model as a LoRA that took one step up its nats on the texts."""
+def damage(files, tiny):
+  """(adaptation, factors): a LoRA's step up the nats of the texts."""
   model, values = tiny
   adaptation = adapt.lora(weights.rows(model), rank=4)
   fresh = support.fresh_factors(model, adaptation)
@@ -81,7 +81,16 @@ def damaged(files, tiny):
     fresh
   )
   size = np.sqrt(sum(np.square(x).sum() for x in up.values()))
-  return filled({path: x + 2.0 * up[path] / size for path, x in fresh.items()})
+  moved = {path: x + 2.0 * up[path] / size for path, x in fresh.items()}
+  return adaptation, moved
+
+
+@pytest.fixture(scope='module')
+def damaged(tiny, damage):
+  """The model with the damage attached."""
+  (model, values), (adaptation, moved) = tiny, damage
+  attached = adaptation.attach(values, moved)
+  return policy.Policy(weights.fill(model, attached), chunk=16)
 
 
 def make(files, tiny, budget=MUCH, **kept):
@@ -96,7 +105,7 @@ def measured(files, tiny, base, damaged, short):
   return own.measure(damaged, base), own
 
 
-def values(metrics):
+def values_of(metrics):
   return {name: metric['value'] for name, metric in metrics.items()}
 
 
@@ -194,21 +203,25 @@ def test_batches_and_time_do_not_matter(files, tiny, base, damaged, measured):
     other = make(files, tiny).measure(damaged, base)
   again = make(files, tiny).measure(damaged, base)
   assert again == measured[0]
-  assert values(other) == pytest.approx(values(measured[0]), rel=1e-4)
+  assert values_of(other) == pytest.approx(values_of(measured[0]), rel=1e-4)
 
 
-def test_eight_devices_equal_one(
-  files, tiny, tiny_dir, base, damaged, measured
-):
+def test_eight_devices_equal_one(files, tiny, damage, measured):
+  """Weights divided along data, fsdp and tensor, as training has them."""
+  (model, values), (adaptation, moved) = tiny, damage
   mesh = mesh_lib.make(data=2, fsdp=2, tensor=2)
+  placed = {
+    path: jax.device_put(
+      values[path], mesh_lib.sharding(mesh, row.dims, values[path].shape)
+    )
+    for path, row in weights.rows(model).items()
+  }
+  own = adaptation.attach(placed, moved), placed
   with jax.set_mesh(mesh):
-    own = []
-    for runner in (damaged, base):
-      place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-      model = jax.device_put(runner.model, place)
-      own.append(policy.Policy(model, chunk=16))
-    found = make(files, tiny).measure(*own)
-  assert values(found) == pytest.approx(values(measured[0]), rel=1e-4)
+    found = make(files, tiny).measure(
+      *(policy.Policy(weights.fill(model, v), chunk=16) for v in own)
+    )
+  assert values_of(found) == pytest.approx(values_of(measured[0]), rel=1e-4)
 
 
 def test_the_base_is_measured_once_and_kept(
