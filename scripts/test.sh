@@ -79,10 +79,10 @@ main_version=$(version "$python") || die "TUNER_PYTHON=$python does not run"
 
 # torch 2.13.0 for Python 3.11 is a build for CPUs; other builds are gigabytes.
 if [ "$main_version" = 3.11 ]; then
-  packages=(-e '.[test,gguf,parity]' torch==2.13.0)
+  packages=(-e '.[test,gguf,harness,parity]' torch==2.13.0)
   export TUNER_REQUIRE_TORCH=1
 elif [ "${TUNER_TORCH:-}" = 1 ]; then
-  packages=(-e '.[test,gguf,parity]')
+  packages=(-e '.[test,gguf,harness,parity]')
   export TUNER_REQUIRE_TORCH=1
 else
   packages=(-e '.[test,gguf]')
