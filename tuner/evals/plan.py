@@ -1,8 +1,10 @@
 """How much of the material is measured, so that it costs what it may.
 
 Costs are in training tokens, so that a share of training's tokens is about that
-share of its time. FORWARD and GENERATED are from a LoRA on SmolLM2-135M on two
-cores, where they are dearest: full fine-tuning's tokens cost more.
+share of its time. FORWARD and GENERATED are above what a LoRA on SmolLM2-135M
+took on two cores (0.4 and 1.3 of a training token's processor time, padding
+included), as programs are to be compiled, too; tokens of full fine-tuning cost
+more, and these are less of them.
 """
 
 import dataclasses
