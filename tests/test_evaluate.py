@@ -256,6 +256,46 @@ def test_a_workdir_that_lacks_what_is_asked(config, workdir, tmp_path):
   assert reads(workdir) == []
 
 
+class Suite:
+  """Stands for lm-eval: what was run, and numbers."""
+
+  def __init__(self, monkeypatch):
+    self.ran = []
+    monkeypatch.setattr(evaluate.harness, 'check', self.check)
+    monkeypatch.setattr(evaluate.harness, 'run', self.run)
+
+  def check(self, names, path=None):
+    if 'helaswag' in names:
+      raise ValueError("lm-eval has no task 'helaswag'")
+
+  def run(self, runner, tokenizer, stop_ids, tasks, path, limit, folder, suite):
+    self.ran.append((suite, tasks, limit))
+    results = {'t': {'acc': {'value': 0.5, 'stderr': 0.1, 'n': limit or 9}}}
+    written = {'suite': suite, 'tasks': results}
+    (folder / f'{suite}.json').write_text(json.dumps(written))
+    return results
+
+
+def test_tasks_of_lm_eval_beside_the_rest(config, workdir, monkeypatch):
+  suite = Suite(monkeypatch)
+  flags = dict(split='dev', tasks='t, u')
+  assert run(config, workdir, **flags) == 0
+  wanted = [('harness.base', ('t', 'u'), None), ('harness.2', ('t', 'u'), None)]
+  assert suite.ran == wanted
+  found = read(workdir)['harness']
+  assert found.keys() == {'base', 'tuned'}
+  assert found['tuned']['t']['acc'] == {'value': 0.5, 'stderr': 0.1, 'n': 9}
+  assert run(config, workdir, **flags) == 0  # they are there
+  assert suite.ran == wanted and read(workdir)['harness'] == found
+  run(config, workdir, **flags, limit=3)  # fewer examples are others
+  assert len(suite.ran) == 4
+  run(config, workdir, **flags, limit=3, path=str(workdir))  # may change
+  run(config, workdir, **flags, limit=3, path=str(workdir))
+  assert len(suite.ran) == 8
+  with pytest.raises(ValueError, match='--harness: lm-eval has no task'):
+    evaluate.asked(tasks='helaswag')
+
+
 # Weights between base and tuned.
 
 
