@@ -29,8 +29,8 @@ def get_config():
   config.adapt = dict(name='lora', rank=16, alpha=32.0)
   config.objective = dict(name='sft')
   config.optimizer = dict(name='adamw', b2=0.99)
-  config.schedule = dict(name='cosine', peak=1e-3, warmup_steps=10)
-  config.evaluate = dict(metrics=('exact',), max_tokens=20, rows=64)
+  config.schedule = dict(name='cosine', peak=2e-3, warmup_steps=10)
+  config.evaluate = dict(metrics=('label', 'macro_f1'), max_tokens=20, rows=64)
   config.checkpoint = dict(every=100, keep_last=2)
   config.export = dict(formats=('adapter', 'model'))
   config.mesh = dict(devices=1)  # One row a step is for one device.

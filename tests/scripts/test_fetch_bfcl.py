@@ -5,6 +5,8 @@ import json
 import pathlib
 import sys
 
+import pytest
+
 SCRIPTS = pathlib.Path(__file__).parents[2] / 'scripts'
 
 
@@ -50,6 +52,7 @@ def test_first_accepted_values_and_json_schema_types():
     'name': 'f',
     'arguments': {'x': [1, 2], 'y': {}},
   }
+  assert row['accepted'] == truth
 
 
 def test_no_function_fits():
@@ -96,6 +99,15 @@ def test_a_function_is_on_one_side_whatever_its_rows_are(tmp_path):
   ]
   assert sum(map(len, asked)) == len(set.union(*asked))
   assert module.side('Math.GCD') == module.side('g_c_d2')
+
+
+def test_rows_without_what_is_accepted_are_told_of(tmp_path):
+  row = named(0, 'f')
+  del row['accepted']
+  path = tmp_path / 'bfcl.jsonl'
+  path.write_text(json.dumps(row) + '\n')
+  with pytest.raises(ValueError, match='remove the file and run again'):
+    load().write_split(path)
 
 
 def test_shares_of_the_sides_are_as_said():
