@@ -26,11 +26,10 @@ Memory = dict[str, tuple[jax.Array, jax.Array]]
 class Layout:
   """What is static in a cache.
 
-  slots: own positions that a row has room for. prefix: the length of the
-  prefix, 0 for none; adapters: those whose prefix is there, in order.
+  prefix: the length of what rows share, 0 for nothing; adapters: those whose
+  prefix is there, in order.
   """
 
-  slots: int
   prefix: int = 0
   adapters: tuple[int, ...] = (0,)
 
@@ -70,6 +69,7 @@ def put(
 ) -> Memory:
   """The cache with a stacked model's rows at these places, where they are.
 
+  Their slots may be fewer: no row of theirs has more own positions.
   Layer by layer where the cache is so: one small program serves them all.
   """
   if _own_name(0) not in memory:
@@ -90,7 +90,10 @@ def _put(pair, new, index, places_B):
   if index is not None:
     new = _map(lambda x: x[index][None], new)
   both = zip(pair, new, strict=True)
-  found = tuple(x.at[:, places_B].set(one, mode='drop') for x, one in both)
+  found = tuple(
+    x.at[:, places_B, :, : one.shape[3]].set(one, mode='drop')
+    for x, one in both
+  )
   return held({'': found})['']
 
 

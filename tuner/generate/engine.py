@@ -93,6 +93,9 @@ def generate(
 
 
 def _check(model, requests, rows, decode) -> None:
+  matchers = [id(r.constraint) for r in requests if r.constraint is not None]
+  if len(set(matchers)) < len(matchers):
+    raise ValueError('constraint: two requests share a matcher; one for each.')
   if rows < 1:
     raise ValueError(f'rows: {rows}; at least one row is needed.')
   positions, adapters = model.config.max_positions, linear.count_adapters(model)
@@ -100,9 +103,9 @@ def _check(model, requests, rows, decode) -> None:
     length = len(request.prompt)
     if not length:
       raise ValueError(f'prompt {i} is empty.')
-    if request.max_tokens < 1:
+    if request.max_tokens < 0:
       raise ValueError(
-        f'request {i}: max_tokens is {request.max_tokens}; at least 1.'
+        f'request {i}: max_tokens is {request.max_tokens}; at least 0.'
       )
     if length + request.max_tokens > positions:
       raise ValueError(
@@ -136,7 +139,8 @@ class _Batch:
     # Those of about one length meet in a group. The longest first: those that
     # follow then fit its width, and no row of the group is empty.
     self.waiting = sorted(
-      range(len(requests)), key=lambda i: -len(requests[i].prompt)
+      (i for i, request in enumerate(requests) if request.max_tokens),
+      key=lambda i: -len(requests[i].prompt),
     )
     size = min(rows, _power_of_two(len(requests)))
     self.row: list[int | None] = [None] * size  # The request of each row.
@@ -180,13 +184,13 @@ class _Batch:
     self._make_room(
       max(lengths.max(), self.own[self._places].max(initial=0) + 1)
     )
-    layout = self.shared.layout(self.slots)
     rows = self._rows([*group, *[None] * (size - len(group))])
-    memory = steps.empty(self.stacked, size, self.slots)
+    slots = width if tokens.shape[1] == width else self.slots
+    memory = steps.empty(self.stacked, size, slots)
     token_B, logprob_B = np.zeros(size, np.int32), np.zeros(size, np.float32)
     for start in range(0, tokens.shape[1], width):
       memory, found = steps.prefill(
-        self.stacked, memory, self.shared.memory, layout,
+        self.stacked, memory, self.shared.memory, self.shared.layout,
         'chunk' if start else 'prefill', tokens[:, start : start + width],
         np.int32(start), lengths, rows,
       )  # fmt: skip
@@ -212,7 +216,7 @@ class _Batch:
     enough = self._next_group()[0] if self.waiting else len(self.row) + 1
     self.memory, out, count_B = steps.decode(
       self.model, self.memory, self.shared.split,
-      self.shared.layout(self.slots), live, self._rows(self.row),
+      self.shared.layout, live, self._rows(self.row),
       self.stop_ids, np.int32(most), np.int32(enough),
     )  # fmt: skip
     token_BT, logprob_BT, count_B = map(np.asarray, (*out, count_B))

@@ -26,9 +26,10 @@ class Shared:
   memory: cache.Memory
   split: cache.Memory
 
-  def layout(self, slots: int) -> cache.Layout:
-    """The layout of rows that share this."""
-    return cache.Layout(slots, self.length, self.adapters)
+  @property
+  def layout(self) -> cache.Layout:
+    """Of the rows that share this."""
+    return cache.Layout(self.length, self.adapters)
 
 
 def length_of(prompts: Sequence[Sequence[int]]) -> int:
@@ -56,7 +57,7 @@ def find(model: decoder.Decoder, requests: Sequence, is_split: bool) -> Shared:
     return Shared(0, (0,), {}, {})
   rows = steps.rows_of([None] * len(adapters), [length] * len(adapters))
   rows = rows._replace(adapter_B=np.array(adapters, np.int32))
-  layout = cache.Layout(length)
+  layout = cache.Layout()
   memory = steps.empty(model, len(adapters), length)
   ids = np.array([requests[0].prompt[:length]] * len(adapters), np.int32)
   lengths = np.full(len(adapters), length, np.int32)

@@ -20,14 +20,15 @@ STEPS = 32  # Tokens a row that one call of decode makes at most.
 class Rows(NamedTuple):
   """What each row of a batch goes by, as numpy arrays.
 
-  ends_B: the longest that the text may become. keys_B: the seeds.
-  allowed_BW: see sampling.choose; None: every token.
+  ends_B: the longest that the text may become. settings: None where all are
+  greedy, whose program is the smaller. allowed_BW: see sampling.choose; None:
+  every token.
   """
 
   adapter_B: Any
   ends_B: Any
   seed_B: Any
-  settings: sampling.Settings
+  settings: sampling.Settings | None
   allowed_BW: Any = None
 
 
@@ -55,11 +56,12 @@ def rows_of(requests: Sequence[Any], prompts_end: Sequence[int]) -> Rows:
   adapters, seeds = ([getattr(r, name, 0) for r in requests]
                      for name in ('adapter', 'seed'))  # fmt: skip
   settings = [getattr(r, 'sampling', sampling.Sampling()) for r in requests]
+  is_greedy = all(one.temperature == 0 for one in settings)
   return Rows(
     np.array(adapters, np.int32),
     np.array(prompts_end, np.int32),
     np.array(seeds, np.uint32),
-    sampling.settings(settings),
+    None if is_greedy else sampling.settings(settings),
   )
 
 
@@ -159,7 +161,10 @@ def _next(model, x_B1D, positions_B, rows: Rows) -> Tokens:
   """The tokens that follow, at these positions of the texts."""
   logits_BV = model.logits(x_B1D)[:, 0]
   keys_B = sampling.keys(rows.seed_B, positions_B)
-  token_B = sampling.choose(logits_BV, rows.settings, keys_B, rows.allowed_BW)
+  settings = rows.settings
+  if settings is None:  # Constants, by which the compiler knows.
+    settings = sampling.settings([sampling.Sampling()] * len(logits_BV))
+  token_B = sampling.choose(logits_BV, settings, keys_B, rows.allowed_BW)
   own = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
   return Tokens(token_B, own - jax.nn.logsumexp(logits_BV, axis=-1))
 

@@ -1,0 +1,6 @@
+"""Tests of generation share `kinds`, which lies beside them."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
