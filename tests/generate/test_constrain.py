@@ -266,6 +266,17 @@ def test_white_space_is_bounded(vocabulary, tokenizer):
   assert matcher.may_end
 
 
+def test_an_answer_is_over_soon_after_its_json(vocabulary, tokenizer):
+  """A model that would go on with empty lines is stopped at the second."""
+  matcher = vocabulary.grammar(Constraint('json')).start()
+  for token in encode(tokenizer, '[]\n'):
+    matcher.accept(token)
+  assert matcher.may_end and not matcher.is_over
+  matcher.accept(*encode(tokenizer, '\n'))
+  assert matcher.is_over
+  assert set(ids_of(matcher.allowed()).tolist()) == set(STOPS)
+
+
 def test_padding_and_special_tokens_are_never_allowed(vocabulary, tokenizer):
   """Not even inside a string, where any text may stand."""
   known = len(tokenizer)

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 # What a JSON text may hold beyond the library's defaults, as a model might have
-# said it anyway. Unlimited white space is where weak models never come out of.
+# said it anyway. Unlimited white space is where weak models never come out of;
+# around the value, a line's end is enough, behind which they would go on so.
 SPACE = r'[ \n\r\t]{1,32}'
+AROUND = r'[ \n\r\t]{1,2}'
 OPTIONS = {
   'whitespace_pattern': SPACE,
   'json_allow_general_unicode_escapes': True,
@@ -58,7 +60,7 @@ def of_regex(text: str) -> str:
 
 
 def of_schema(text: str) -> str:
-  """The grammar of the JSON of a schema, with white space around it.
+  """The grammar of the JSON of a schema, with a line's end around it.
 
   Raises ValueError with what is wrong and where.
   """
@@ -83,7 +85,7 @@ def of_schema(text: str) -> str:
 def of_json(schema: Any = True) -> str:
   """The grammar of a schema known to be good; by default, of any JSON."""
   return library().LLMatcher.grammar_from_lark(
-    f'start: SPACE? json SPACE?\nSPACE: /{SPACE}/\n'
+    f'start: AROUND? json AROUND?\nAROUND: /{AROUND}/\n'
     f'json: %json {json.dumps(_with_options(schema))}\n'
   )
 
