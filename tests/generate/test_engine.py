@@ -139,7 +139,7 @@ def test_programs_are_compiled_once_a_shape(llama):
   asked = [engine.Request([5] * n, 9) for n in (2, 3, 4, 5, 6, 7) * 3]
   engine.steps.decode.clear_cache()
   engine.steps.prefill.clear_cache()
-  engine.generate(llama, asked, [], rows=2)
+  engine.generate(llama, asked, [319], rows=2)
   assert programs() == (1, 1)
   asked = [dataclasses.replace(one, max_tokens=5, seed=3) for one in asked]
   engine.generate(llama, asked[1:], [3], rows=2)
