@@ -10,10 +10,13 @@ the base model answers the same prompts free and constrained, its weights as
 they come: tokens a second, and how often and how well it is JSON.
 
 The schemas are made of the data: its labels in their usual order (properties),
-or in any (patternProperties).
+or in any (patternProperties); bounded is in order, without white space, and
+with values no longer than the data's.
 """
 
 import argparse
+import collections
+import itertools
 import json
 import os
 import pathlib
@@ -38,7 +41,7 @@ CACHE = pathlib.Path(
   os.environ.get('TUNER_CACHE') or '~/.cache/tuner'
 ).expanduser()
 SYSTEM = 'Extract the parts of the US address as JSON.'
-SYSTEMS = ('free', 'in order', 'any order', 'json')
+SYSTEMS = ('free', 'json', 'in order', 'any order', 'bounded')
 METRICS = ('json_valid', 'json_equal', 'field_f1')
 
 
@@ -79,21 +82,35 @@ def read_rows(path: str) -> list[dict[str, str]]:
 
 def make_schemas(rows) -> dict[str, constrain.Constraint]:
   """Constraints of the answers' labels, by what they hold to."""
-  places: dict[str, list[float]] = {}
+  before: collections.Counter = collections.Counter()
+  lengths: collections.Counter = collections.Counter()
   for row in rows:
-    labels = list(json.loads(row['output']))
-    for i, label in enumerate(labels):
-      places.setdefault(label, []).append(i / len(labels))
-  usual = sorted(places, key=lambda label: statistics.mean(places[label]))
+    fields = json.loads(row['output'])
+    before.update(itertools.combinations(fields, 2))
+    for label, value in fields.items():
+      lengths[label] = max(lengths[label], len(value))
+
+  def rank(label):
+    """How many labels it follows more often than it stands before them."""
+    pairs = ((label, other) for other in lengths)
+    return sum(np.sign(before[b, a] - before[a, b]) for a, b in pairs)
+
+  usual = sorted(lengths, key=rank)
   text = {'type': 'string'}
   pattern = f'^({"|".join(map(re.escape, usual))})$'
   closed = {'type': 'object', 'additionalProperties': False}
-  in_order = {**closed, 'properties': dict.fromkeys(usual, text)}
-  any_order = {**closed, 'patternProperties': {pattern: text}}
-  return {
-    'json': constrain.Constraint('json'),
-    'in order': constrain.Constraint('json_schema', json.dumps(in_order)),
-    'any order': constrain.Constraint('json_schema', json.dumps(any_order)),
+  schemas = {
+    'in order': {**closed, 'properties': dict.fromkeys(usual, text)},
+    'any order': {**closed, 'patternProperties': {pattern: text}},
+    'bounded': {
+      **closed,
+      'properties': {k: {**text, 'maxLength': lengths[k]} for k in usual},
+      'x-guidance': {'whitespace_flexible': False, 'whitespace_pattern': None},
+    },
+  }
+  return {'json': constrain.Constraint('json')} | {
+    name: constrain.Constraint('json_schema', json.dumps(schema))
+    for name, schema in schemas.items()
   }
 
 
