@@ -428,8 +428,8 @@ def test_a_bound_is_kept_to(forgetting, tmp_path, monkeypatch, handed_over):
   with pytest.raises(ValueError) as caught:
     export.choose_step(tmp_path, None, choice)
   assert str(caught.value) == (
-    f'config.select chooses step 4, which was not kept in {tmp_path}; there are '
-    '2, 9: name one, as --step=9.'
+    f'config.select chooses step 4, which was not kept in {tmp_path}; there '
+    'are 2, 9: name one, as --step=9.'
   )
 
 
