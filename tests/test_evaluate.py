@@ -45,13 +45,13 @@ def workdir(trained, tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
   """The suites that were really measured."""
-  found, loss = [], measure.HeldOut.loss
+  found, sums = [], measure.HeldOut._sums
 
   def call(held, tuned):
     found.append(len(held.rows))
-    return loss(held, tuned)
+    return sums(held, tuned)
 
-  monkeypatch.setattr(measure.HeldOut, 'loss', call)
+  monkeypatch.setattr(measure.HeldOut, '_sums', call)
   return found
 
 
@@ -76,6 +76,7 @@ def test_base_and_tuned_of_the_newest_step(config, workdir, counted, capsys):
     'evaluation.json', 'test.base.json', 'test.base.predictions.jsonl',
     'test.2.json', 'test.2.predictions.jsonl', 'test.base.vs.test.2.json',
     'test_reads.jsonl', 'seconds.jsonl',
+    'test.base.losses.jsonl', 'test.2.losses.jsonl',
   }  # fmt: skip
   record = read(workdir)
   n = read(workdir, '../run')['split']['test']['n']
@@ -85,6 +86,10 @@ def test_base_and_tuned_of_the_newest_step(config, workdir, counted, capsys):
     assert record['systems'][role] == read(workdir, suite)['metrics']
   assert record['comparison'] == read(workdir, 'test.base.vs.test.2')
   assert record['comparison']['n'] == n and len(record['samples']) == 3
+  both = [x['nats_per_token']['value'] for x in record['systems'].values()]
+  own = record['comparison']['metrics']['nats_per_token']
+  assert own['difference'] == pytest.approx(both[1] - both[0])
+  assert own['low'] < own['difference'] < own['high']
   assert record['retention'] is None and record['alphas'] == []
   digest = read(workdir, '../run')['split']['test']['digest']
   assert [
@@ -93,6 +98,9 @@ def test_base_and_tuned_of_the_newest_step(config, workdir, counted, capsys):
   assert (workdir / 'evaluation.html').read_text().startswith('<!doctype html>')
   out = capsys.readouterr().out
   assert 'json_valid' in out and 'the test split was read once' in out
+  assert out.splitlines()[-2:] == [
+    f'page:  {workdir}/evaluation.html', f'files: {workdir}/eval'
+  ]  # fmt: skip
   # Again: nothing is measured, nothing is read, the same is said.
   assert counted == [n, n]
   assert run(config, workdir) == 0

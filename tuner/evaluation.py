@@ -43,7 +43,8 @@ def report(
   columns = max(60, min(rundir.terminal_width(), 100))
   is_terminal = sys.stdout.isatty()
   text = evaluate_text.lines(record, before, after, is_terminal, columns)
-  print(f'\n{text}', flush=True)
+  print(f'\n{text}\npage:  {suites.workdir / PAGE}', flush=True)
+  print(f'files: {suites.folder}', flush=True)
 
 
 def _predictions(suites, side, system) -> list[dict[str, Any]] | None:
@@ -84,6 +85,7 @@ def made(
     'retention': general or None,
     'checkpoints': curve,
     'max_nats_increase': own.select.max_nats_increase,
+    'retention_share': own.retention.share,
     'alphas': _alphas(suites, side, alphas, shown),
     'samples': _samples(suites, side, base, tuned),
     'confusion': _confusion(found),
@@ -108,24 +110,37 @@ def _metrics(found: Mapping[str, Any] | None) -> Any:
 
 
 def _shown(own, found: Mapping[str, Any]) -> str:
-  """The metric that the record is about; of rows without answers, the loss."""
-  measured = [set(one['metrics']) for one in found.values() if one]
-  names = (own.select.metric, *ranges.metric_names(own.evaluate.metrics))
-  there = [n for n in names if n and all(n in one for one in measured)]
+  """The metric that the record is about: chosen by, or the first of content.
+
+  Of rows without answers it is the loss.
+  """
+  measured = [one['metrics'] for one in found.values() if one]
+  names = ranges.metric_names(own.evaluate.metrics)
+  there = [n for n in names if all(n in one for one in measured)]
+  # The form of answers is soon learnt, and says little.
+  there.sort(key=lambda n: measured[0][n]['kind'] != 'content')
+  if own.select.metric and all(own.select.metric in one for one in measured):
+    return own.select.metric
   return there[0] if there else 'nats_per_token'
 
 
 def _compared(suites, side, base, tuned) -> dict[str, Any] | None:
-  """compare.pair of the two, written beside them; None without answers."""
+  """Both row by row, written beside them; None where there are no two."""
   if base is None or tuned is None:
     return None
-  one, other = (_predictions(suites, side, s) for s in (base, tuned))
-  if not one or other is None:
-    return None
   held = suites.held[side]
-  found = compare.pair(one, other, held.metrics, held.asked())
-  one_name, other_name = f'{side}.{base.name}', f'{side}.{tuned.name}'
-  compare.write(suites.folder, one_name, other_name, found)
+  found: dict[str, Any] = {'n': 0, 'metrics': {}, 'flips': {}}
+  one, other = (_predictions(suites, side, s) for s in (base, tuned))
+  if one and other:
+    found = compare.pair(one, other, held.metrics, held.asked())
+  names = [f'{side}.{system.name}' for system in (base, tuned)]
+  one, other = (summary.losses(suites.folder, name) for name in names)
+  if one is not None and other is not None:
+    found['n'] = found['n'] or len(one)
+    found['metrics']['nats_per_token'] = compare.losses(one, other)
+  if not found['metrics']:
+    return None
+  compare.write(suites.folder, *names, found)
   return found
 
 

@@ -243,6 +243,11 @@ def prepare(given: Mapping[str, Any]) -> Experiment:
     where='config.objective',
     takes=('policy', 'reference', 'batch'),
   )
+  if objective.resolved.get('kl') and not adaptation.is_adapter:
+    raise ValueError(
+      f'config.objective.kl: {objective.resolved["kl"]}, but full fine-tuning '
+      'keeps no base to diverge from; train an adapter, or make it 0.'
+    )
   tokenizer, stop_ids = dataset.load_tokenizer(config, declared.base_dir)
   data, source = _data(config, tokenizer, stop_ids, model)
   check_fit(config, mesh)

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from tuner import dataset
+from tuner import constraint as constraint_lib
+from tuner import dataset, rundir
 from tuner import experiment as experiment_lib
 from tuner.data import mask as mask_lib
 from tuner.data import rows as rows_lib
@@ -20,7 +21,7 @@ from tuner.data import sources, store
 from tuner.data import split as split_lib
 from tuner.data import template as template_lib
 from tuner.evals import generative, loss, stats
-from tuner.generate import greedy
+from tuner.generate import constrain, engine
 from tuner.models import policy
 
 
@@ -53,8 +54,11 @@ class HeldOut:
     is_chat = self.rows.column('kind') == rows_lib.KINDS.index('chat')
     self.answered = self.rows.take(np.flatnonzero(is_chat)[:answers])
     self.metrics = generative.find(config.evaluate.metrics)
+    self.constraint = constraint_lib.read(config.evaluate.constraint)
+    self.grammar: constrain.Grammar | None = None
     if self.has_answers:
       self._check_answers()
+      self.grammar = self._grammar()
     self.source = sources.once(
       # A token is a token: rows weigh in training only.
       dataclasses.replace(self.examples, weight=None),
@@ -96,20 +100,25 @@ class HeldOut:
   def answer(self, tuned: policy.Policy) -> generative.Result:
     """Greedy answers to every prompt, scored by config.evaluate.metrics."""
     own, tokenizer = self.experiment.config.evaluate, self.experiment.tokenizer
-    stop_ids = self.experiment.stop_ids
+    stop_ids, grammar = self.experiment.stop_ids, self.grammar
     prompts, references = zip(*self._turns, strict=True)
-    answers = greedy.generate(
-      tuned.model, prompts, stop_ids, own.max_tokens, own.rows
-    )
+    requests = [
+      engine.Request(
+        prompt, own.max_tokens, constraint=grammar and grammar.start()
+      )
+      for prompt in prompts
+    ]
+    answers = engine.generate(tuned.model, requests, stop_ids, own.rows)
     decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
     return generative.score(
       self.asked(),
       references,
-      answers,
+      [answer.ids for answer in answers],
       decode,
       stop_ids,
       self.metrics,
       stats.SEED,
+      [answer.logprobs for answer in answers],
     )
 
   def asked(self) -> list[rows_lib.Row]:
@@ -124,6 +133,19 @@ class HeldOut:
     return last_turns(
       self.answered, own.tokenizer, own.stop_ids, config.data.loss, limit
     )
+
+  def _grammar(self) -> constrain.Grammar | None:
+    """The constraint for the tokenizer. Raises ValueError."""
+    if self.constraint is None:
+      return None
+    own = self.experiment
+    try:
+      vocabulary = constrain.Vocabulary(
+        own.tokenizer, own.model.config.V, own.stop_ids
+      )
+      return vocabulary.grammar(self.constraint)
+    except ValueError as error:
+      raise ValueError(f'{constraint_lib.WHERE}: {error}') from error
 
   def _check_answers(self) -> None:
     """Raises ValueError for what would fail once the model has answered."""
@@ -170,6 +192,7 @@ class HeldOut:
         own.max_tokens,
         len(self.answered),
         template_lib.identity(self.experiment.tokenizer),
+        *([dataclasses.asdict(self.constraint)] if self.constraint else []),
       ]
     )
 
@@ -201,13 +224,35 @@ class HeldOut:
     if written := self.found(folder, suite, system):
       return written
     with around():
-      nats, n = self.loss(tuned)
-      metrics = {'nats_per_token': (nats, n)}
+      nats_N, targets_N = self._sums(tuned)
+      row_N = self.examples.row
+      found = loss.held_out(nats_N, targets_N, row_N, stats.SEED)
       result = generative.Result([], {}, {})
       if self.has_answers:
         result = self.answer(tuned)
-      generative.write(folder, suite, result, metrics, self.key(system))
+      self._write_losses(folder, suite, loss.by_row(nats_N, targets_N, row_N))
+      others = {'nats_per_token': found}
+      generative.write(folder, suite, result, others, self.key(system))
     return json.loads((folder / f'{suite}.json').read_text(encoding='utf-8'))
+
+  def _write_losses(self, folder, suite, sums) -> None:
+    """Writes <suite>.losses.jsonl: nats and targets of each row."""
+    # Examples name rows as they were before rows without any were left out.
+    place = {row: i for i, row in enumerate(np.unique(self.examples.row))}
+    lines = [
+      json.dumps(
+        {
+          'id': self.rows.where(place[row]),
+          'nats': float(nats),
+          'targets': float(targets),
+        },
+        ensure_ascii=False,
+      )
+      for row, nats, targets in zip(*sums, strict=True)
+    ]
+    text = ''.join(line + '\n' for line in lines)
+    rundir.make_folder(folder)
+    rundir.write_whole(folder / f'{suite}.losses.jsonl', text)
 
 
 @functools.partial(jax.jit, static_argnames=('reach', 'chunk', 'width'))

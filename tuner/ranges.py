@@ -63,6 +63,12 @@ def check(config: sections.Config) -> None:
       '0: hold out a dev split, such as 0.05. The test split is for the end.'
     )
   _check_select(config)
+  if config.evaluate.constraint is not None and not config.evaluate.metrics:
+    raise ValueError(
+      f'config.evaluate.constraint: {dict(config.evaluate.constraint)!r}, but '
+      'config.evaluate.metrics is empty, so that nothing is generated; name a '
+      'metric, or leave the constraint out.'
+    )
   for name in {'wandb', 'trackio'}.intersection(writers):
     if importlib.util.find_spec(name) is None:
       raise ValueError(

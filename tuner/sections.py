@@ -169,7 +169,8 @@ class Evaluate:
   every: steps between measurements on the dev split (its loss, and the metrics
   on its first dev_answers rows); 0: never. base: the untuned model on the same
   rows, too. test: 'end' measures on the test split, base before training and
-  tuned after it; 'never' leaves it unread.
+  tuned after it; 'never' leaves it unread. constraint: what answers are held
+  to, as dict(kind='json_schema', path=...); see tuner.constraint.
   """
 
   metrics: tuple[str | Mapping[str, Any], ...] = ('exact',)
@@ -179,6 +180,7 @@ class Evaluate:
   dev_answers: int = 32
   base: bool = True
   test: Literal['end', 'never'] = 'end'
+  constraint: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +220,8 @@ class Checkpoint:
   """every: steps between saves, beside the last; 0: only the last.
 
   keep_last newest saves are kept, and keep_best by the loss on the dev split.
-  What is measured and exported in the end is the last step.
+  What is measured and exported in the end is the last step, or the one that
+  config.select chooses, which is kept beside these.
   """
 
   every: int = 0

@@ -1,4 +1,4 @@
-"""The written predictions of a suite, and a few of them to look at."""
+"""The written rows of a suite, and a few of them to look at."""
 
 import json
 import pathlib
@@ -7,10 +7,29 @@ from typing import Any
 
 
 def predictions(folder: pathlib.Path, suite: str) -> list[dict[str, Any]]:
-  """The written predictions of a suite."""
-  text = (folder / f'{suite}.predictions.jsonl').read_text(encoding='utf-8')
-  # Not splitlines: U+2028 inside an answer is no end of a line.
-  return [json.loads(line) for line in text.split('\n') if line]
+  """The written predictions of a suite. Raises ValueError."""
+  return _lines(folder / f'{suite}.predictions.jsonl')
+
+
+def losses(folder: pathlib.Path, suite: str) -> list[dict[str, Any]] | None:
+  """Nats and targets of each row; None: written before there were such files.
+
+  Raises ValueError.
+  """
+  path = folder / f'{suite}.losses.jsonl'
+  return _lines(path) if path.is_file() else None
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    # Not splitlines: U+2028 inside an answer is no end of a line.
+    lines = path.read_text(encoding='utf-8').split('\n')
+    return [json.loads(line) for line in lines if line]
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'{path} cannot be read: {error}. Delete the .json file beside it, and '
+      'what they hold is measured anew.'
+    ) from error
 
 
 def samples(rows: Sequence[Mapping], n: int) -> list[tuple[str, ...]]:

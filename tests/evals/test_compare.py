@@ -150,7 +150,7 @@ def test_scores_of_sets_are_compared_by_changing_systems():
   own = compare.pair(*both, metrics, rows)['metrics']['macro_f1']
   assert 0 < own['low'] < own['difference'] < own['high']
   assert own['p'] == pytest.approx(1 / 2001)
-  assert (own['wins'], own['ties'], own['losses']) == (0, 0, 0)
+  assert not {'wins', 'ties', 'losses'} & own.keys()
   same = compare.pair(both[0], both[0], metrics, rows)['metrics']['macro_f1']
   assert (same['difference'], same['p']) == (0, 1)
 

@@ -16,7 +16,8 @@ from tuner.data import mask as mask_lib
 from tuner.data import rows as rows_lib
 from tuner.data import split as split_lib
 from tuner.data import template as template_lib
-from tuner.evals import generative, stats
+from tuner.evals import compare, generative, stats
+from tuner.generate import constrain, engine
 
 pytestmark = pytest.mark.usefixtures('quick_compiles')
 
@@ -282,11 +283,11 @@ def test_the_last_turn_is_answered(tiny_dir, tmp_path, monkeypatch):
   assert {row.n_prompt for row in held_out.rows} == {2}
   seen = []
 
-  def generate(model, prompts, *args):
-    seen.extend(prompts)
-    return [[2]] * len(prompts)
+  def generate(model, requests, *args):
+    seen.extend(request.prompt for request in requests)
+    return [engine.Answer([2], [0.0], 'stop')] * len(requests)
 
-  monkeypatch.setattr(measure.greedy, 'generate', generate)
+  monkeypatch.setattr(measure.engine, 'generate', generate)
   result = held_out.answer(types.SimpleNamespace(model=None))
   texts = experiment.tokenizer.batch_decode(seen)
   for row, text, own in zip(

@@ -11,6 +11,8 @@ import numpy as np
 from tuner import rundir
 from tuner.evals import corpus, generative, stats
 
+COUNTS = ('wins', 'ties', 'losses')
+
 
 def pair(
   base: Sequence[Mapping[str, Any]],
@@ -26,7 +28,8 @@ def pair(
   are no numbers are text.
 
   metrics: those of sets among these are compared, too, with `rows` to the
-  predictions; they have no wins or flips. Raises ValueError for other rows.
+  predictions; they have no COUNTS and no flips. Raises ValueError for other
+  rows.
   """
   _check_same_rows(base, tuned)
   found: dict[str, Any] = {'n': len(tuned), 'metrics': {}, 'flips': {}}
@@ -45,8 +48,37 @@ def pair(
     }
   for name, metric in (metrics or {}).items():
     if metric.is_of_set and tuned:
-      found['metrics'][name] = _record(_of_sets(metric, base, tuned, rows))
+      own = _record(_of_sets(metric, base, tuned, rows))
+      found['metrics'][name] = {k: own[k] for k in own if k not in COUNTS}
   return found
+
+
+def losses(
+  base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """As a score of `pair`: the difference in nats a target token.
+
+  Of each row 'id', 'nats' and 'targets', as measure writes them. Rows weigh by
+  their targets, so that it is the difference of the two means; p is of the
+  rows' nats. wins: rows whose nats fell. Raises ValueError for other rows.
+  """
+  keys = [[(x['id'], x['targets']) for x in side] for side in (base, tuned)]
+  if keys[0] != keys[1] or not keys[0]:
+    raise ValueError(
+      f'{len(keys[0])} rows of the base and {len(keys[1])} of the tuned model '
+      'do not have the same targets in the same order; measure both again'
+    )
+  theirs, ours = (
+    np.array([x['nats'] for x in side], float) for side in (base, tuned)
+  )
+  targets = np.array([x['targets'] for x in tuned], float)
+  mean, low, high = stats.studentised(
+    ((ours - theirs) / targets)[None], targets[None], stats.SEED,
+    tails='symmetric',
+  )  # fmt: skip
+  by_row = stats.compare(theirs, ours, stats.SEED)  # Fewer nats win.
+  difference = stats.Interval(float(mean[0]), float(low[0]), float(high[0]))
+  return _record(by_row._replace(difference=difference))
 
 
 def write(

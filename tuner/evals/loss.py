@@ -34,17 +34,26 @@ def by_example(
   return nats_N, targets_N
 
 
+def by_row(
+  nats_N: np.ndarray, targets_N: np.ndarray, row_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(rows with a target in order, their nats, their targets).
+
+  row_N names the row of each example: a row may have given several.
+  """
+  names_R, row_N = np.unique(row_N, return_inverse=True)
+  nats_R, targets_R = (np.bincount(row_N, x) for x in (nats_N, targets_N))
+  there = targets_R > 0
+  return names_R[there], nats_R[there], targets_R[there]
+
+
 def held_out(
   nats_N: np.ndarray, targets_N: np.ndarray, row_N: np.ndarray, seed: int
 ) -> tuple[stats.Interval, int]:
-  """(nats a target token with its interval, number of rows).
+  """(nats a target token with its interval, number of rows); see `by_row`.
 
-  row_N names the row of each example: a row may have given several. The
-  interval resamples rows, each weighed by its targets.
+  The interval resamples rows, each weighed by its targets.
   """
-  _, row_N = np.unique(row_N, return_inverse=True)
-  nats_R, targets_R = (np.bincount(row_N, x) for x in (nats_N, targets_N))
-  there = targets_R > 0
-  nats_R, targets_R = nats_R[there], targets_R[there]
+  _, nats_R, targets_R = by_row(nats_N, targets_N, row_N)
   interval = stats.bootstrap(nats_R / targets_R, seed, weights=targets_R)
   return interval, len(nats_R)

@@ -5,7 +5,7 @@ import re
 from tuner.report import escape, evaluate_flips, evaluate_marks
 from tuner.report import evaluate_parts as parts_lib
 
-CHARACTERS = 200  # of each text of a row
+CHARACTERS = 130  # of each text of a row
 _DIFFED = 2000  # characters of a text that are compared
 _RESET = '\x1b[0m'
 _COLOURS = {
@@ -34,7 +34,8 @@ class Screen:
     return f'{_COLOURS[style]}{text}{_RESET}'
 
   def heading(self, text):
-    rule = '─' * (self.columns - len(text) - 1)
+    text = escape.cut(text, self.columns - 2)
+    rule = '─' * (self.columns - escape.columns(text) - 1)
     self.lines += [
       '',
       self.paint('title', text) + ' ' + self.paint('dim', rule),
@@ -104,6 +105,10 @@ class Screen:
     ]
     after = ''.join(f'  {cell}' for cell in rest)
     return f'{line}  {self.paint(style, first)}{after}'.rstrip()
+
+  def aside(self, text):
+    """Words of ours where a text would stand."""
+    self.lines.append(self.paint('dim', _GUTTER + text))
 
   def text(self, name, text, wanted=None):
     """A text of a row beside its name; what differs from `wanted` in marks."""

@@ -6,9 +6,9 @@ from tuner.report import escape, evaluate_flips, evaluate_labels
 from tuner.report import evaluate_parts as parts_lib
 from tuner.report import evaluate_screen as screen_lib
 
-ROWS = 3  # that flipped to each side, and as many samples
-PAIRS = 8  # of labels that were confused
-_FACTS = 18  # columns of a fact's name
+ROWS = 2  # that flipped to each side, and as many samples where none did
+PAIRS = 5  # of labels that were confused
+POINTS = 10  # of a curve
 
 
 def lines(
@@ -18,10 +18,11 @@ def lines(
   colour: bool,
   columns: int = 80,
 ) -> str:
-  """The whole evaluation in lines of `columns` (60 or more), the verdict first.
+  """What is to be seen at once, in lines of `columns` (60 or more).
 
-  What was not measured is said in a line of its own. In colour as without,
-  ⟦ ⟧ stand around what differs from the wanted answer.
+  The verdict comes first. Kinds of general text, more rows and facts are on the
+  page. Of what was not measured only what is always asked for is said. In
+  colour as without, ⟦ ⟧ stand around what differs from the wanted answer.
   """
   show = screen_lib.Screen(columns, colour)
   state, said = parts_lib.verdict(record)
@@ -33,11 +34,10 @@ def lines(
     _systems(show, tasks)
   _curve(show, record)
   _confused(show, record)
-  _flips(show, record, predictions_base or (), predictions_tuned or ())
-  _samples(show, record)
-  show.heading('facts')
-  for name, value in parts_lib.facts(record):
-    show.words(f'{name:<{_FACTS}}  {value}')
+  if parts_lib.part(record, 'comparison', 'flips'):
+    _flips(show, record, predictions_base or (), predictions_tuned or ())
+  elif record.get('samples'):
+    _samples(show, record)
   return '\n'.join(show.lines) + '\n'
 
 
@@ -52,14 +52,14 @@ def _scores(show, record):
     return
   show.lines.append('')
   table: list[tuple] = []
-  for title, row in parts_lib.kinds([row for row in rows if row.difference]):
-    own = row.difference or {}
-    if title:
-      table.append((title, None))
-    counts = [_count(own.get(k)) for k in ('wins', 'ties', 'losses')]
+  for row in rows:
+    if (own := row.difference) is None:
+      continue
+    counts = [own.get(k) for k in ('wins', 'ties', 'losses')]
+    said = ' / '.join(map(_count, counts)) if any(counts) else parts_lib.NAN
     p = parts_lib.chance(own['p']).removeprefix('p ').removeprefix('= ')
     style = parts_lib.side(row.name, own)
-    cells = (parts_lib.signed(own), p, ' / '.join(counts))
+    cells = (parts_lib.signed(own), p, said)
     table.append((f'  {row.name}', style, *cells))
   show.table(('tuned - base', 'p', 'won / tied / lost'), table)
 
@@ -82,9 +82,10 @@ def _count(n):
 
 
 def _retention(show, record):
-  show.heading('general ability')
-  if not show.missing(record, 'retention'):
-    rows = parts_lib.retention(record)
+  if record.get('retention'):
+    show.heading('general ability')
+    # Kinds of text, as general_nats.code, are on the page.
+    rows = [row for row in parts_lib.retention(record) if '.' not in row.name]
     _systems(show, rows)
     table = [
       (
@@ -98,15 +99,19 @@ def _retention(show, record):
     if table:
       show.lines.append('')
       show.table(('tuned - base',), table)
+  elif record.get('retention_share') != 0:
+    show.missing(record, 'retention')
   if reads := parts_lib.reads(record):
     state, said = reads
     show.words(said, style=state if state != 'good' else None)
 
 
 def _curve(show, record):
+  points, alphas = record.get('checkpoints'), record.get('alphas')
+  if not points and not alphas:
+    return
   show.heading('task against forgetting')
-  if not show.missing(record, 'checkpoints'):
-    points = record['checkpoints']
+  if points:
     rows = [
       (
         f'step {point["step"]:,}',
@@ -114,20 +119,29 @@ def _curve(show, record):
         *_point(point),
         parts_lib.standing(point),
       )
-      for point in points
+      for point in _few(points)
     ]
     head = (str(points[0]['metric']), 'general nats', '')
     show.table(_fitting(head), rows, 'dev split')
+    if (more := len(points) - len(rows)) > 0:
+      said = f'{parts_lib.count(more, "more checkpoint")} on the page'
+      show.words(said, style='dim')
   bound = record.get('max_nats_increase')
   if bound is not None:
     show.words(f'bound: general nats {parts_lib.number(bound, True)} at most')
-  if not show.missing(record, 'alphas'):
+  if alphas:
     rows = [
-      (f'alpha {point["alpha"]:.3g}', None, *_point(point))
-      for point in record['alphas']
+      (f'alpha {point["alpha"]:.3g}', None, *_point(point)) for point in alphas
     ]
     title = f'{record.get("split")} split'
     show.table(('value', 'general nats'), rows, escape.visible(title))
+
+
+def _few(points):
+  """At most POINTS, evenly spaced; the chosen one and the last among them."""
+  kept = evaluate_flips.evenly(range(len(points)), POINTS - 2)
+  kept += [i for i, point in enumerate(points) if point.get('chosen')]
+  return [points[i] for i in sorted({*kept, len(points) - 1})]
 
 
 def _fitting(head):
@@ -160,24 +174,23 @@ def _confused(show, record):
 
 
 def _flips(show, record, base, tuned):
-  show.heading('rows that flipped')
-  if show.missing(record, 'flips'):
-    return
   rows, groups = evaluate_flips.flips(record, base, tuned, ROWS)
-  for name in dict.fromkeys(group.metric for group in groups):
-    own = [f'{g.total:,} {g.side}' for g in groups if g.metric == name]
-    show.words(f'{name}: {", ".join(own)}')
   first = groups[0].metric
+  show.heading(f'rows that flipped by {escape.visible(first)}')
+  flipped = parts_lib.part(record, 'comparison', 'flips')[first]
+  shown = [id for which in ('lost', 'won') for id in flipped[which][:ROWS]]
   for row in rows:
-    if first in (*row.lost, *row.won):
+    if row.where in shown:
       _row(show, row)
   left = [
-    f'{more:,} more {g.side}'
-    for g in groups[:2]
-    if (more := g.total - g.shown) > 0
+    f'{more:,} more {which}'
+    for which in ('lost', 'won')
+    if (more := len(flipped[which]) - ROWS) > 0
   ]
   if left:
-    show.words(f'{first}: {", ".join(left)}', style='dim')
+    show.words(f'{", ".join(left)}: on the page', style='dim')
+  if not shown:
+    show.words('none', style='dim')
 
 
 def _row(show, row):
@@ -186,7 +199,6 @@ def _row(show, row):
     for side, names in (('lost', row.lost), ('won', row.won))
     if names
   ]
-  show.lines.append('')
   mark, style = ('✗', 'bad') if row.lost else ('✓', 'good')
   show.words(f'{mark} {row.where}: {"; ".join(said)}', style=style)
   known = row.tuned or row.base
@@ -202,14 +214,14 @@ def _texts(show, known, base, tuned):
   show.text('prompt', last + (f' ({before})' if before else ''))
   show.text('wanted', known['reference'])
   for name, output in (('base', base), ('tuned', tuned)):
-    if output is not None:
+    if output == known['reference']:
+      show.aside(f'{name}: as wanted')
+    elif output is not None:
       show.text(name, output, known['reference'])
 
 
 def _samples(show, record):
   show.heading('samples')
-  if show.missing(record, 'samples'):
-    return
   samples = record['samples']
   for i, sample in enumerate(evaluate_flips.evenly(samples, ROWS)):
     show.lines += [''] * bool(i)
