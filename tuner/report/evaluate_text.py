@@ -8,7 +8,7 @@ from tuner.report import evaluate_screen as screen_lib
 
 ROWS = 2  # that flipped to each side, and as many samples where none did
 PAIRS = 5  # of labels that were confused
-POINTS = 10  # of a curve
+POINTS = 12  # of a curve
 
 
 def lines(
