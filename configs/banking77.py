@@ -2,7 +2,9 @@
 
 python scripts/fetch_quickstart.py; python scripts/fetch_banking77.py
 python -m tuner.main --config=configs/banking77.py --workdir=runs/banking77
-Hardware: 2 CPU cores, 3 GB. Time and expected figures: docs/results.md.
+Hardware: 2 CPU cores, 3 GB. Time: 27 minutes of training on a busy machine, 8
+more for base and tuned each. Expected on 3,080 test rows: label accuracy 0.78
+[0.76, 0.79]; the base has 0. What it forgets: docs/results.md.
 """
 
 import os

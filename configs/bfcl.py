@@ -2,7 +2,9 @@
 
 python scripts/fetch_quickstart.py; python scripts/fetch_bfcl.py
 python -m tuner.main --config=configs/bfcl.py --workdir=runs/bfcl
-Hardware: 2 CPU cores, 4 GB. Time and expected figures: docs/results.md.
+Hardware: 2 CPU cores, 4 GB. Time: 8 minutes of training on a busy machine, 4
+more for base and tuned each. Expected on 105 questions of other functions:
+function_call 0.57 [0.48, 0.66]; the base has 0 (docs/results.md).
 """
 
 import os
@@ -29,7 +31,7 @@ def get_config():
   config.adapt = dict(name='lora', rank=16, alpha=32.0)
   config.objective = dict(name='sft')
   config.optimizer = dict(name='adamw', b2=0.99)
-  config.schedule = dict(name='cosine', peak=1e-3, warmup_steps=5)
+  config.schedule = dict(name='cosine', peak=2e-3, warmup_steps=5)
   config.evaluate = dict(
     metrics=('function_call', 'exact'), max_tokens=128, rows=64
   )
