@@ -28,8 +28,8 @@ def read(section: Mapping[str, Any] | None) -> constrain.Constraint | None:
   kind, path, text = own['kind'], own['path'], own['text']
   if kind not in constrain.KINDS:
     raise ValueError(
-      f'{WHERE}.kind: {kind!r}{named.nearest(kind, constrain.KINDS) or ";"} '
-      f'it must be one of {", ".join(constrain.KINDS)}.'
+      f'{WHERE}.kind: {kind!r}{named.nearest(kind, constrain.KINDS) or "."} It '
+      f'must be one of {", ".join(constrain.KINDS)}.'
     )
   given = tuple(key for key in ('path', 'text') if own[key] is not None)
   if given not in TAKES[kind]:

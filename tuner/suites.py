@@ -192,9 +192,10 @@ def _retention(
   )  # fmt: skip
   bound = own.select.max_nats_increase
   if bound is not None and not found.plan.texts:
+    why = [line for line in found.lines if line.startswith('texts')]
     raise ValueError(
       f'config.select.max_nats_increase: {bound}, but no general text is '
-      f'measured. {"; ".join(found.lines)}'
+      f'measured: {"; ".join(why or found.lines)}'
     )
   for line in found.lines:
     opening.say(line)

@@ -17,7 +17,7 @@ from tuner.data import rows as rows_lib
 from tuner.data import split as split_lib
 from tuner.data import template as template_lib
 from tuner.evals import compare, generative, stats
-from tuner.generate import constrain, engine
+from tuner.generate import engine
 
 pytestmark = pytest.mark.usefixtures('quick_compiles')
 
@@ -77,6 +77,61 @@ def test_answers_are_those_of_each_row(base, held_out):
 ROW = types.SimpleNamespace(
   where='f:1', prompt=({'role': 'user', 'content': 'q'},)
 )
+
+
+def test_answers_are_held_to_a_constraint(tiny_dir, tiny_rows, base, held_out):
+  """And so are another result than those that are not."""
+  config = support.config(tiny_dir, tiny_rows)
+  config.evaluate.constraint = dict(kind='regex', text='(yes|no)!')
+  experiment = experiment_lib.prepare(config)
+  held = measure.HeldOut(experiment, held_out.rows)
+  outputs = {p['output'] for p in held.answer(base).predictions}
+  assert outputs and outputs <= {'yes!', 'no!'}
+  assert held.key(['base']) != held_out.key(['base'])
+  config.evaluate.constraint.text = 'yes'
+  experiment = experiment_lib.prepare(config)
+  assert held.key(0) != measure.HeldOut(experiment, held_out.rows).key(0)
+
+
+def test_losses_of_rows_are_written_and_compared(tmp_path, base, held_out):
+  """The difference of means is the mean of differences by their targets."""
+  quiet = measure.HeldOut(held_out.experiment, held_out.rows, answers=0)
+  found = quiet.measure(tmp_path, 'test.base', base, ['base'])
+  rows = summary.losses(tmp_path, 'test.base')
+  assert [row['id'] for row in rows] == [row.where for row in held_out.rows]
+  nats, targets = (sum(r[k] for r in rows) for k in ('nats', 'targets'))
+  value = found['metrics']['nats_per_token']['value']
+  assert nats / targets == pytest.approx(value)
+  rng = np.random.default_rng(0)
+  better = [r | {'nats': r['nats'] - rng.uniform(0, 9)} for r in rows]
+  better[0]['nats'] = rows[0]['nats'] + 1
+  own = compare.losses(rows, better)
+  wanted = sum(r['nats'] for r in better) / targets - nats / targets
+  assert own['difference'] == pytest.approx(wanted)
+  assert own['low'] < own['difference'] < own['high'] < 0
+  assert (own['wins'], own['losses']) == (len(rows) - 1, 1)
+  assert own['p'] < 0.01
+  same = compare.losses(rows, rows)
+  assert (same['difference'], same['p']) == (0, 1)
+  with pytest.raises(ValueError, match='same targets in the same order'):
+    compare.losses(rows[1:], rows)
+
+
+def test_losses_go_by_the_row_that_they_are_of(tiny_dir, tmp_path, base):
+  """Where the first row is left out."""
+  rows = tmp_path / 'rows.jsonl'
+  lines = [{'input': f'{i}', 'output': 'x' * (300 if i < 3 else 2)}
+           for i in range(40)]  # fmt: skip
+  rows.write_text('\n'.join(map(json.dumps, lines)))
+  config = support.config(tiny_dir, rows)
+  config.data.too_long = 'drop'
+  config.data.test = 0.5
+  experiment = experiment_lib.prepare(config)
+  held = measure.HeldOut(experiment, experiment.split.test, answers=0)
+  assert held.examples.dropped
+  held.measure(tmp_path, 'test.base', base, ['base'])
+  found = [row['id'] for row in summary.losses(tmp_path, 'test.base')]
+  assert found == [row.where for row in held.rows]
 
 
 def score(*answers):
