@@ -192,7 +192,7 @@ def _retention(
   )  # fmt: skip
   bound = own.select.max_nats_increase
   if bound is not None and not found.plan.texts:
-    why = [line for line in found.lines if line.startswith('texts')]
+    why = [line for line in found.lines if 'text' in line.split(' not ')[0]]
     raise ValueError(
       f'config.select.max_nats_increase: {bound}, but no general text is '
       f'measured: {"; ".join(why or found.lines)}'
