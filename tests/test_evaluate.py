@@ -241,6 +241,43 @@ def test_which_split_is_meant():
   assert evaluate.asked(alphas='1,0.25,1').alphas == (0.25, 1.0)
 
 
+def test_what_cannot_be_read_is_named(config, workdir, counted):
+  def message():
+    with pytest.raises(ValueError) as caught:
+      run(config, workdir)
+    return str(caught.value)
+
+  folder = workdir / 'eval'
+  folder.mkdir(exist_ok=True)
+  (folder / 'test.2.json').write_text('{"suite"')
+  assert message() == (
+    f"{folder}/test.2.json cannot be read: Expecting ':' delimiter: line 1 "
+    f'column 9 (char 8). Delete {folder}/test.2.json, and what it holds is '
+    'measured anew.'
+  )
+  (folder / 'test.2.json').write_text('[]')
+  assert message() == (
+    f'{folder}/test.2.json cannot be read: list, not an object. Delete '
+    f'{folder}/test.2.json, and what it holds is measured anew.'
+  )
+  (folder / 'test.2.json').unlink()
+  run(config, workdir)
+  (folder / 'test.2.predictions.jsonl').unlink()
+  assert message().endswith(
+    f'Delete {folder}/test.2.json, and what it holds is measured anew.'
+  )
+  (workdir / 'eval/checkpoints.jsonl').write_text('{"step": 2}\n{"st\n')
+  (folder / 'test.2.json').unlink()
+  assert message().startswith(
+    f'{folder}/checkpoints.jsonl cannot be read: JSONDecodeError'
+  )
+  (workdir / 'run.json').unlink()
+  assert message() == (
+    f'{workdir}/run.json is not there: nothing says which rows this run held '
+    'out. Run the training once more, which writes it.'
+  )
+
+
 def test_a_workdir_that_lacks_what_is_asked(config, workdir, tmp_path):
   def message(*args, **flags):
     with pytest.raises(ValueError) as caught:

@@ -22,6 +22,7 @@ from tuner import (
   opening,
   rundir,
   sections,
+  summary,
 )
 from tuner import experiment as experiment_lib
 from tuner import suites as suites_lib
@@ -144,6 +145,11 @@ def _check_run(workdir: pathlib.Path) -> None:
     raise ValueError(
       f'{error} Train first, or measure the base alone: --step=0.'
     ) from error
+  if not (workdir / 'run.json').is_file():
+    raise ValueError(
+      f'{workdir}/run.json is not there: nothing says which rows this run held '
+      'out. Run the training once more, which writes it.'
+    )
 
 
 def _check_rows(experiment, side: str) -> None:
@@ -190,7 +196,7 @@ def _harness(suites, flags: Asked, base, tuned) -> dict[str, Any] | None:
     text = json.dumps(key, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     file = suites.folder / f'{suite}.json'
-    there = json.loads(file.read_text()) if file.is_file() else {}
+    there = summary.record(file) or {}
     if there.get('key') != digest or flags.path:
       with suites.ledger.timed('harness', suite):
         results = harness.run(

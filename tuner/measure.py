@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from tuner import constraint as constraint_lib
-from tuner import dataset, rundir
+from tuner import dataset, rundir, summary
 from tuner import experiment as experiment_lib
 from tuner.data import mask as mask_lib
 from tuner.data import rows as rows_lib
@@ -200,10 +200,7 @@ class HeldOut:
     self, folder: pathlib.Path, suite: str, system: Any
   ) -> dict[str, Any] | None:
     """What `measure` has written of the same rows and system, if it has."""
-    file = folder / f'{suite}.json'
-    if not file.is_file():
-      return None
-    written = json.loads(file.read_text(encoding='utf-8'))
+    written = summary.record(folder / f'{suite}.json') or {}
     return written if written.get('key') == self.key(system) else None
 
   def measure(

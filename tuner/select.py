@@ -23,13 +23,23 @@ Line = Mapping[str, Any]
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The measurements so far, by step; [] where there are none."""
+  """The measurements so far, by step; [] where there are none.
+
+  Raises ValueError.
+  """
   path = workdir / FILE
   if not path.is_file():
     return []
   text = path.read_text(encoding='utf-8')
-  found = [json.loads(line) for line in text.split('\n') if line]
-  return sorted(found, key=lambda line: line['step'])
+  try:
+    found = [json.loads(line) for line in text.split('\n') if line]
+    return sorted(found, key=lambda line: line['step'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'{path} cannot be read: {type(error).__name__} {error}. Without that '
+      'file nothing is known of the steps so far: mend it, or delete it and '
+      'name a step, as --step=N.'
+    ) from error
 
 
 def write(workdir: pathlib.Path, lines: Sequence[Line]) -> None:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from tuner import experiment as experiment_lib
 from tuner import ledger as ledger_lib
-from tuner import measure, opening, rundir
+from tuner import measure, opening, rundir, summary
 from tuner.data import split as split_lib
 from tuner.evals import plan
 from tuner.evals import retention as retention_lib
@@ -140,10 +140,11 @@ class Suites:
     return found
 
   def _found_retention(self, system: System) -> Found | None:
-    path = self.folder / f'{RETENTION}.{system.name}.json'
-    if self.retention is None or not path.is_file():
+    if self.retention is None:
       return None
-    there = json.loads(path.read_text(encoding='utf-8'))
+    there = (
+      summary.record(self.folder / f'{RETENTION}.{system.name}.json') or {}
+    )
     return there if there.get('key') == self._retention_key(system) else None
 
   def _retention_key(self, system: System) -> str:

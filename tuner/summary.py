@@ -20,16 +20,36 @@ def losses(folder: pathlib.Path, suite: str) -> list[dict[str, Any]] | None:
   return _lines(path) if path.is_file() else None
 
 
+def record(path: pathlib.Path) -> dict[str, Any] | None:
+  """A written result; None where there is none. Raises ValueError."""
+  if not path.is_file():
+    return None
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise ValueError(_damaged(path, error)) from error
+  if not isinstance(found, dict):
+    raise ValueError(_damaged(path, f'{type(found).__name__}, not an object'))
+  return found
+
+
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
   try:
     # Not splitlines: U+2028 inside an answer is no end of a line.
     lines = path.read_text(encoding='utf-8').split('\n')
     return [json.loads(line) for line in lines if line]
   except (OSError, ValueError) as error:
-    raise ValueError(
-      f'{path} cannot be read: {error}. Delete the .json file beside it, and '
-      'what they hold is measured anew.'
-    ) from error
+    raise ValueError(_damaged(path, error)) from error
+
+
+def _damaged(path: pathlib.Path, error) -> str:
+  suite = path.name.removesuffix('.jsonl').removesuffix('.json')
+  for kind in ('.predictions', '.losses'):
+    suite = suite.removesuffix(kind)
+  return (
+    f'{path} cannot be read: {error}. Delete {path.parent / suite}.json, and '
+    'what it holds is measured anew.'
+  )
 
 
 def samples(rows: Sequence[Mapping], n: int) -> list[tuple[str, ...]]:
