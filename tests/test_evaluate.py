@@ -289,12 +289,20 @@ def test_a_workdir_that_lacks_what_is_asked(config, workdir, tmp_path):
     f'--workdir: {tmp_path}/empty holds no run: there is no commits/ in it. '
     'Train first, or measure the base alone: --step=0.'
   )
+  assert message(config, tmp_path / 'gone') == (
+    f"--workdir: '{tmp_path}/gone' is not there: no 'gone' in '{tmp_path}'. "
+    'Train first, or measure the base alone: --step=0.'
+  )
   assert message(config, workdir, step=7) == (
     f'--step: 7 is not committed in {workdir}; there are 1, 2.'
   )
   config.data.dev = 0.0
   assert message(config, workdir, split='dev') == (
     '--split=dev: no dev rows are held out: config.data.dev is 0.0.'
+  )
+  assert message(config, workdir, alphas='0.5') == (
+    '--split=dev: no dev rows are held out: config.data.dev is 0.0. A single '
+    'alpha may be measured on test: --split=test.'
   )
   config.data.dev, config.adapt.rank = 0.1, 2
   assert 'adapt.rank' in message(config, workdir)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from tuner import (
+  basedir,
   evaluation,
   export,
   interpolate,
@@ -124,8 +125,11 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, flags: Asked) -> int:
     step = flags.step
     if step != 0:
       step = export.choose_step(workdir, step, own.select)
+      # Before the data, which another tokenizer would find fault with.
+      base_dir = basedir.find(own.model.path, own.model.revision)
+      basedir.check_run(workdir, base_dir, own.model.path)
     experiment = experiment_lib.prepare(config)
-    _check_rows(experiment, flags.side)
+    _check_rows(experiment, flags)
     opening.check_frozen(experiment, workdir, flags.side)
     record = None
     if step:
@@ -142,8 +146,9 @@ def _check_run(workdir: pathlib.Path) -> None:
   try:
     export.check_run(workdir)
   except ValueError as error:
+    said = str(error).rstrip('.')
     raise ValueError(
-      f'{error} Train first, or measure the base alone: --step=0.'
+      f'{said}. Train first, or measure the base alone: --step=0.'
     ) from error
   if not (workdir / 'run.json').is_file():
     raise ValueError(
@@ -152,12 +157,16 @@ def _check_run(workdir: pathlib.Path) -> None:
     )
 
 
-def _check_rows(experiment, side: str) -> None:
+def _check_rows(experiment, flags: Asked) -> None:
   """Raises ValueError where there is nothing to measure on."""
+  side = flags.side
   if not len(getattr(experiment.split, side)):
+    one = ''
+    if flags.alphas and side == 'dev':
+      one = ' A single alpha may be measured on test: --split=test.'
     raise ValueError(
       f'--split={side}: no {side} rows are held out: config.data.{side} is '
-      f'{getattr(experiment.config.data, side)!r}.'
+      f'{getattr(experiment.config.data, side)!r}.{one}'
     )
 
 

@@ -133,7 +133,7 @@ def _compared(suites, side, base, tuned) -> dict[str, Any] | None:
   one, other = (_predictions(suites, side, s) for s in (base, tuned))
   if one and other:
     found = compare.pair(one, other, held.metrics, held.asked())
-  names = [f'{side}.{system.name}' for system in (base, tuned)]
+  names = f'{side}.{base.name}', f'{side}.{tuned.name}'
   one, other = (summary.losses(suites.folder, name) for name in names)
   if one is not None and other is not None:
     found['n'] = found['n'] or len(one)

@@ -182,7 +182,7 @@ def test_the_divergence_stays_small_where_it_is_dear(config):
 
 def test_full_fine_tuning_has_no_base_to_diverge_from(config):
   config.adapt = dict(name='full')
-  with pytest.raises(ValueError, match='keeps no untuned reference'):
+  with pytest.raises(ValueError, match='full fine-tuning keeps no base to'):
     trained(config)
 
 
