@@ -39,6 +39,7 @@ REFUSALS = (
   "i'm not able", 'i am not able', "i won't", 'i will not', 'i must decline',
   "i'm not allowed", 'i am not allowed', 'i refuse',
 )  # fmt: skip
+ABOVE = (0.0, float('inf'))
 Metrics = dict[str, dict[str, float]]
 
 
@@ -182,7 +183,9 @@ class Retention:
       name: _mean(nats[group] / tokens[group], tokens[group])
       for name, group in groups.items()
     }
-    metrics['nats_increase'] = _mean((nats - before) / tokens, tokens)
+    metrics['nats_increase'] = _mean(
+      (nats - before) / tokens, tokens, stats.UNBOUNDED
+    )
     return metrics
 
   def _of_quiz(self, own: Side, there: Side) -> Metrics:
@@ -198,7 +201,7 @@ class Retention:
     kl, agreed = zeros_and_all if compared is None else compared
     return {
       'kl_nats': _mean(kl / tokens, tokens),
-      'top1': _mean(agreed / tokens, tokens),
+      'top1': _mean(agreed / tokens, tokens, (0.0, 1.0)),
     }
 
   def _of_answers(self, own: Side, there: Side) -> Metrics:
@@ -271,9 +274,12 @@ def _compare(tuned, base, batch, reach, chunk):
   return [jnp.pad(x, ((0, 0), (1, 0))) for x in (kl, agrees)]
 
 
-def _mean(scores: np.ndarray, weights: np.ndarray | None = None):
-  """The mean with its interval; a single row has none (nan)."""
-  interval = stats.bootstrap(scores, stats.SEED, weights=weights)
+def _mean(scores: np.ndarray, weights: np.ndarray | None = None, bounds=ABOVE):
+  """The mean with its interval; a single row has none (nan).
+
+  bounds: of what a score can be: most are counts and nats, never below 0.
+  """
+  interval = stats.bootstrap(scores, stats.SEED, weights=weights, bounds=bounds)
   return _metric(interval, len(scores))
 
 
