@@ -13,7 +13,18 @@ from tuner import mesh as mesh_lib
 from tuner.generate import engine, prefix
 from tuner.models import linear, weights
 
-pytestmark = pytest.mark.usefixtures('quick_compiles')
+pytestmark = pytest.mark.usefixtures('quick_compiles', 'one_width')
+BEGIN = tuple(range(40, 60))
+ROWS = 4
+
+
+@pytest.fixture(scope='module')
+def one_width():
+  """A program to prefill, one to decode."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engine, 'WIDTHS', (64,))
+    patch.setattr(engine, 'FEW', 0)
+    yield
 
 
 def attached(seed, method, **own):
@@ -32,36 +43,57 @@ def attached(seed, method, **own):
 def tuned():
   """Other ranks, scales, targets and kinds."""
   return [
-    attached(1, adapt.lora, rank=2),
-    attached(2, adapt.lora, rank=5, alpha=8.0, targets=('q', 'down')),
-    attached(3, adapt.dora, rank=3, targets=('v', 'gate')),
+    attached(1, adapt.lora, rank=2, alpha=8.0, targets=('q', 'down')),
+    attached(2, adapt.dora, rank=3, targets=('v', 'gate')),
   ]
 
 
-def side_by_side(tuned):
-  model, values = kinds.declared('llama')
-  found = linear.adapters(weights.rows(model), values, tuned)
-  return weights.fill(model, found)
+def requests():
+  return test_engine.requests(begin=BEGIN)[:4]
 
 
-@pytest.mark.parametrize('begin', [(), tuple(range(40, 60))])
-def test_side_by_side_equals_each_alone(tuned, begin, monkeypatch):
-  """Base and tuned in one batch, also through a prefix of each one's own."""
-  monkeypatch.setattr(prefix, 'LEAST_SAVED', 1)
+@pytest.fixture(scope='module')
+def alone(tuned, one_width):
+  """[adapter][request]: the answers of the base and of each model by itself."""
   model, values = kinds.declared('llama')
-  asked = test_engine.requests(begin=begin)[:4]
+  answers = [
+    engine.generate(weights.fill(model, own), requests(), [], ROWS)
+    for own in (values, *tuned)
+  ]
+  assert len({tuple(own[0].ids) for own in answers}) == 3
+  return answers
+
+
+def assert_each_alone(model, alone):
+  """One batch of every request by every adapter."""
   both = [
     dataclasses.replace(one, adapter=number)
-    for one in asked
-    for number in range(4)
+    for one in requests()
+    for number in range(3)
   ]
-  found = engine.generate(side_by_side(tuned), both, [], rows=8)
-  answers = set()
-  for number, own in enumerate([values, *tuned]):
-    alone = engine.generate(weights.fill(model, own), asked, [])
-    test_engine.assert_same(found[number::4], alone)
-    answers.add(tuple(alone[0].ids))
-  assert len(answers) > 2
+  found = engine.generate(model, both, [], ROWS)
+  for number, own in enumerate(alone):
+    test_engine.assert_same(found[number::3], own)
+
+
+def side_by_side(tuned, values):
+  rows = weights.rows(kinds.declared('llama')[0])
+  found = linear.adapters(rows, values, tuned)
+  return weights.fill(kinds.declared('llama')[0], found)
+
+
+def test_an_adapter_is_that_of_the_full_forward(tuned, alone):
+  model, _ = kinds.declared('llama')
+  filled = weights.fill(model, tuned[0])
+  for request, answer in zip(requests(), alone[1], strict=True):
+    test_engine.assert_follows_the_full_forward(filled, request, answer)
+
+
+def test_side_by_side_equals_each_alone(tuned, alone, monkeypatch):
+  """Base and tuned in one batch, through a prefix of each one's own."""
+  monkeypatch.setattr(prefix, 'LEAST_SAVED', 1)
+  _, values = kinds.declared('llama')
+  assert_each_alone(side_by_side(tuned, values), alone)
 
 
 def test_what_no_batch_can_share_is_refused(tuned):
@@ -83,14 +115,9 @@ def test_what_no_batch_can_share_is_refused(tuned):
     )
 
 
-def test_eight_devices_equal_one(tuned):
-  """Rows over data and fsdp, heads over tensor; base and tuned in turn."""
+def test_eight_devices_equal_one(tuned, alone):
+  """Rows over data and fsdp, heads over tensor; side by side, no prefix."""
   model, values = kinds.declared('llama')
-  asked = test_engine.requests(begin=range(70, 90))
-  asked = [
-    dataclasses.replace(one, adapter=i % 2) for i, one in enumerate(asked)
-  ]
-  expected = engine.generate(side_by_side(tuned[:1]), asked, [])
   mesh = mesh_lib.make(data=2, fsdp=2, tensor=2)
   sizes, rows = model.config.sizes, weights.rows(model)
   put = {
@@ -99,13 +126,14 @@ def test_eight_devices_equal_one(tuned):
     )
     for path, x in values.items()
   }
-  own = {
-    path: dataclasses.replace(x, base=put[path])
-    if isinstance(x, linear.Lora)
-    else put[path]
-    for path, x in tuned[0].items()
-  }
-  both = weights.fill(model, linear.adapters(rows, put, [own]))
+  placed = [
+    {
+      path: put[path]
+      if isinstance(x, np.ndarray)
+      else dataclasses.replace(x, base=put[path])
+      for path, x in own.items()
+    }
+    for own in tuned
+  ]
   with jax.set_mesh(mesh):
-    found = engine.generate(both, asked, [])
-  test_engine.assert_same(found, expected)
+    assert_each_alone(side_by_side(placed, put), alone)

@@ -20,21 +20,13 @@ from tuner.models import decoder, linear
 
 # Tokens a call of prefill: enough that a product's time goes by its size.
 PREFILL_TOKENS = 256
-WIDTHS = (
-  8,
-  16,
-  24,
-  32,
-  48,
-  64,
-  96,
-  128,
-  192,
-  256,
-)  # Of prompts; longer: in chunks.
+WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # Longer: in chunks.
 UNSTACKED = ('cpu',)  # Where a slice of a stack of layers is a copy.
 STEPS_OF_TEXT = 8  # Steps a call where stop strings are looked for.
 SLOTS = 64  # The least of a cache; it doubles as texts grow.
+# Where compiling takes longer than what it saves: texts of so many tokens in
+# all have one width and one cache, and so few steps are taken stacked.
+FEW, BRIEF = 2048, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +123,12 @@ class _Batch:
     self.requests, self.text_of = requests, decode
     self.stop_ids = np.array(sorted(set(stop_ids)), np.int32)
     self.answers = [Answer([], []) for _ in requests]
-    is_split = jax.default_backend() in UNSTACKED
+    ends = [len(r.prompt) + r.max_tokens for r in requests]
+    is_few = sum(ends) <= FEW
+    steps_ahead = -(-sum(r.max_tokens for r in requests) // rows)
+    steps_ahead = max(steps_ahead, *(r.max_tokens for r in requests), 0)
+    is_brief = is_few and steps_ahead <= BRIEF
+    is_split = jax.default_backend() in UNSTACKED and not is_brief
     self.stacked = model
     self.model = decoder.unstacked(model) if is_split else model
     self.shared = prefix_lib.find(model, requests, is_split)
@@ -145,7 +142,12 @@ class _Batch:
     size = min(rows, _power_of_two(len(requests)))
     self.row: list[int | None] = [None] * size  # The request of each row.
     self.own = np.zeros(size, np.int32)  # Position of each row's last token.
-    self.slots = SLOTS
+    self.least_slots, self.least_width = SLOTS, 0
+    if is_few:
+      self.least_slots = max(SLOTS, _power_of_two(max(ends) - self.skip))
+      longest = max(len(r.prompt) for r in requests)
+      self.least_width = _width(longest - self.skip)
+    self.slots = self.least_slots
     self.memory = steps.empty(self.model, size, self.slots)
 
   @property
@@ -170,6 +172,7 @@ class _Batch:
   def _next_group(self) -> tuple[int, int, int]:
     """(how many of those that wait, rows of the call, its width)."""
     width = _width(len(self.requests[self.waiting[0]].prompt) - self.skip)
+    width = max(width, self.least_width)
     size = max(1, min(len(self.row), PREFILL_TOKENS // width))
     return min(size, len(self.waiting)), size, width
 
@@ -246,7 +249,7 @@ class _Batch:
 
     Attention takes time by the slots that there are.
     """
-    wanted = max(SLOTS, _power_of_two(length))
+    wanted = max(self.least_slots, _power_of_two(length))
     if wanted > self.slots or 4 * wanted <= self.slots:
       self.slots = wanted
       self.memory = steps.resized(self.model, self.memory, self.slots)

@@ -10,7 +10,7 @@ from tuner.generate import cache, steps
 from tuner.models import decoder
 
 MULTIPLE = 4  # So that few lengths are ever compiled for.
-LEAST_SAVED = 256  # Tokens; fewer are not worth the programs.
+LEAST_SAVED = 1024  # Tokens; fewer are not worth the programs.
 CHUNK = 256  # Tokens a call.
 
 
