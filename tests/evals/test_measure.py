@@ -162,7 +162,7 @@ def test_the_stop_token_is_no_part_of_the_text():
 def test_files(tmp_path, base, held_out):
   found = held_out.measure(tmp_path, 'test.base', base, ['base'])
   assert sorted(p.name for p in tmp_path.iterdir()) == [
-    'test.base.json', 'test.base.predictions.jsonl',
+    'test.base.json', 'test.base.losses.jsonl', 'test.base.predictions.jsonl',
   ]  # fmt: skip
   assert found == json.loads((tmp_path / 'test.base.json').read_text())
   assert set(found['metrics']) == {'json_valid', 'stopped', 'nats_per_token'}
@@ -183,7 +183,7 @@ def test_a_result_is_read_again_only_with_an_equal_key(
 ):
   first = held_out.measure(tmp_path, 'test.base', base, ['base'])
   calls = []
-  loss, answer = measure.HeldOut.loss, measure.HeldOut.answer
+  sums, answer = measure.HeldOut._sums, measure.HeldOut.answer
 
   def counted(name, method):
     def call(*args):
@@ -192,12 +192,12 @@ def test_a_result_is_read_again_only_with_an_equal_key(
 
     monkeypatch.setattr(measure.HeldOut, name, call)
 
-  counted('loss', loss)
+  counted('_sums', sums)
   counted('answer', answer)
   assert held_out.measure(tmp_path, 'test.base', base, ['base']) == first
   assert calls == []
   other = held_out.measure(tmp_path, 'test.base', base, ['other'])
-  assert calls == ['loss', 'answer'] and other['key'] != first['key']
+  assert calls == ['_sums', 'answer'] and other['key'] != first['key']
   fewer = measure.HeldOut(held_out.experiment, held_out.rows[:-1])
   half = measure.HeldOut(held_out.experiment, held_out.rows, answers=2)
   keys = {h.key(['base']) for h in (held_out, fewer, half)}
