@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from tuner import experiment as experiment_lib
 from tuner import ledger as ledger_lib
 from tuner import measure, opening, rundir, summary
 from tuner.data import split as split_lib
-from tuner.evals import plan
+from tuner.evals import plan, stats
 from tuner.evals import retention as retention_lib
 from tuner.models import policy, weights
 
@@ -131,7 +130,10 @@ class Suites:
     found = {
       'suite': suite,
       'key': self._retention_key(system),
-      'metrics': {name: _plain(score) for name, score in metrics.items()},
+      'metrics': {
+        name: {key: stats.as_json(x) for key, x in score.items()}
+        for name, score in metrics.items()
+      },
     }
     if jax.process_index() == 0:
       rundir.make_folder(self.folder)
@@ -210,11 +212,3 @@ def _retention(
     )
   parts = found.plan.texts, found.plan.quiz, found.plan.prompts
   return found if any(parts) else None
-
-
-def _plain(score: Mapping[str, Any]) -> dict[str, Any]:
-  """Numbers that JSON has: text in place of nan, as in generative.write."""
-  return {
-    key: str(x) if isinstance(x, float) and not math.isfinite(x) else x
-    for key, x in score.items()
-  }

@@ -1,7 +1,6 @@
 """Two systems on the same held-out rows: what was won, what was lost."""
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -132,14 +131,10 @@ def _record(compared: stats.Comparison) -> dict[str, Any]:
   mean, low, high = compared.difference
   return {
     'difference': mean,
-    'low': _number(low),
-    'high': _number(high),
+    'low': stats.as_json(low),
+    'high': stats.as_json(high),
     'p': compared.p,
     'wins': compared.wins,
     'ties': compared.ties,
     'losses': compared.losses,
   }
-
-
-def _number(value: float) -> float | str:
-  return value if math.isfinite(value) else str(value)

@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -225,8 +224,8 @@ def write(
   metrics = {
     name: {
       'value': i.mean,
-      'low': _number(i.low),
-      'high': _number(i.high),
+      'low': stats.as_json(i.low),
+      'high': stats.as_json(i.high),
       'n': n,
       'kind': result.kinds.get(name, 'likelihood'),
     }
@@ -242,7 +241,3 @@ def write(
     folder / f'{suite}.json',
     json.dumps(summary, indent=2, allow_nan=False) + '\n',
   )
-
-
-def _number(value: float) -> float | str:
-  return value if math.isfinite(value) else str(value)

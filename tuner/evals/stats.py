@@ -306,3 +306,8 @@ def _phi(both: int, ours: int, theirs: int, neither: int) -> float:
     (both + ours) * (theirs + neither) * (both + theirs) * (ours + neither)
   )
   return product / math.sqrt(margins) if margins else 0.0
+
+
+def as_json(value: float) -> float | str:
+  """A number as JSON has it: 'nan', 'inf' and '-inf' are text."""
+  return value if math.isfinite(value) else str(value)

@@ -231,16 +231,7 @@ def _painter(color):
 
 def _wrap(text, width, most=None):
   """Lines of `width` columns, broken between words; `most` of them, cut."""
-  lines, line = [], ''
-  for word in text.split(' '):
-    for piece in escape.pieces(word, width):
-      longer = f'{line} {piece}' if line else piece
-      if escape.columns(longer) <= width:
-        line = longer
-      else:
-        lines.append(line)
-        line = piece
-  lines.append(line)
+  lines = escape.wrap(text, width)
   if most is not None and len(lines) > most:
     rest = ' '.join(lines[most - 1 :])
     lines = [*lines[: most - 1], escape.cut(rest, width)]

@@ -91,3 +91,17 @@ def pieces(text, width, room=None):
       start, used, room = i, 0, width
     used += size
   return [*found, text[start:]]
+
+
+def wrap(text, width):
+  """Lines of `width` columns, broken between words."""
+  found, line = [], ''
+  for word in text.split(' '):
+    for piece in pieces(word, width):
+      longer = f'{line} {piece}' if line else piece
+      if columns(longer) <= width:
+        line = longer
+      else:
+        found.append(line)
+        line = piece
+  return [*found, line]

@@ -46,7 +46,7 @@ class Screen:
 
     So that no name of the data can pass for a line of ours.
     """
-    first, *rest = _wrap(escape.visible(text), self.columns - 2)
+    first, *rest = escape.wrap(escape.visible(text), self.columns - 2)
     self.lines.append(self.paint(style, first))
     self.lines += ['  ' + self.paint(style, line) for line in rest]
 
@@ -93,7 +93,7 @@ class Screen:
     for name, style, *cells in rows:
       self.words(name, style=None if cells else 'dim')
       for title, cell in zip(head, cells, strict=False):
-        lines = _wrap(f'{title} {cell}'.strip(), self.columns - 4)
+        lines = escape.wrap(f'{title} {cell}'.strip(), self.columns - 4)
         self.lines += ['    ' + self.paint(style, line) for line in lines]
         style = None
 
@@ -153,17 +153,3 @@ def _flow(parts, width):
         found[-1].append((piece, style))
         room -= escape.columns(piece)
   return found
-
-
-def _wrap(text, width):
-  """Lines of `width` columns, broken between words."""
-  found, line = [], ''
-  for word in text.split(' '):
-    for piece in escape.pieces(word, width):
-      longer = f'{line} {piece}' if line else piece
-      if escape.columns(longer) <= width:
-        line = longer
-      else:
-        found.append(line)
-        line = piece
-  return [*found, line]
